@@ -1,0 +1,23 @@
+.DEFAULT_GOAL := help
+.PHONY: help run test attribution bench lint fmt
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: ## build and start the gateway; without RABBITMQ_HOST or RABBITMQ_URL on its embedded broker
+	TOPOLOGY_FILE="$${TOPOLOGY_FILE-examples/topology.toml}" cargo run --locked -- serve
+
+test: ## run every test, against a RabbitMQ of its own (installs it when missing)
+	scripts/test
+
+attribution: ## publish a million messages and check that each got its own outcome
+	scripts/test attribution
+
+bench: ## measure throughput and latency, against a RabbitMQ of its own
+	scripts/bench
+
+lint: ## formatting, clippy, the API's style, dependencies, scripts
+	scripts/lint
+
+fmt: ## format the Rust code
+	cargo fmt
