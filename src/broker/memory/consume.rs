@@ -1,0 +1,186 @@
+//! Subscriptions come, settle and go.
+
+use std::sync::Arc;
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    queue::Consumer,
+    state::State,
+    subscriber::{Subscriber, Taken},
+};
+use crate::broker::{Ended, Entity, Error, Subscribe, Tag};
+
+/// What becomes of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settle {
+    Ack,
+    Requeue,
+}
+
+impl State {
+    /// Adds a subscriber and hands it what it has credit for. Answers its id.
+    pub(super) fn subscribe(
+        &mut self,
+        subscribe: &Subscribe,
+        wake: &Arc<Notify>,
+        now: Instant,
+    ) -> Result<u64, Error> {
+        if self.closed {
+            return Err(Error::Down);
+        }
+        let find = |name: &String| match self.queues.get_key_value(name.as_str()) {
+            Some((name, _)) => Ok(name.clone()),
+            None => Err(Error::NotFound {
+                what: Entity::Queue,
+                name: name.clone(),
+            }),
+        };
+        let queues: Vec<Arc<str>> = subscribe
+            .queues
+            .iter()
+            .map(find)
+            .collect::<Result<_, _>>()?;
+        self.last_subscriber += 1;
+        let id = self.last_subscriber;
+        let subscriber = Subscriber::new(queues.clone(), subscribe.prefetch, wake.clone());
+        self.subscribers.insert(id, subscriber);
+        for (index, name) in queues.iter().enumerate() {
+            if let Some(queue) = self.queues.get_mut(name) {
+                queue.waiting.push_back(Consumer {
+                    subscriber: id,
+                    queue: index,
+                });
+            }
+            self.serve(name, now);
+        }
+        self.bury(now);
+        Ok(id)
+    }
+
+    /// A delivery that was handed to the subscriber, or why there will be none.
+    pub(super) fn take(&mut self, id: u64) -> Option<Result<Taken, Ended>> {
+        self.subscribers.get_mut(&id)?.take()
+    }
+
+    /// Settles deliveries for a subscriber. After the deletion of one of its queues it may still settle the others'.
+    pub(super) fn settle(
+        &mut self,
+        id: u64,
+        tags: &[Tag],
+        how: Settle,
+        now: Instant,
+    ) -> Result<(), Ended> {
+        if self.closed {
+            return Err(Ended::BrokerDown);
+        }
+        self.release(id, tags, how, now);
+        Ok(())
+    }
+
+    fn release(&mut self, id: u64, tags: &[Tag], how: Settle, now: Instant) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else {
+            return;
+        };
+        let mut touched: Vec<Arc<str>> = Vec::new();
+        for tag in tags {
+            let Some(released) = subscriber.release(*tag) else {
+                continue;
+            };
+            let name = &subscriber.feeds[released.feed].queue;
+            let Some(queue) = self.queues.get_mut(name) else {
+                continue;
+            };
+            if released.credit_is_back {
+                queue.waiting.push_back(Consumer {
+                    subscriber: id,
+                    queue: released.feed,
+                });
+            }
+            if how == Settle::Requeue {
+                let mut entry = released.entry;
+                entry.redelivered = true;
+                queue.put_back(entry);
+            }
+            if touched.last() != Some(name) {
+                touched.push(name.clone());
+            }
+        }
+        // Only now: what is requeued together is handed out again in its old order.
+        for name in touched {
+            self.serve(&name, now);
+        }
+        self.bury(now);
+    }
+
+    /// Hands nothing more to a subscriber, and returns what it has not taken.
+    pub(super) fn stop(&mut self, id: u64, now: Instant) {
+        self.withdraw(id);
+        let subscriber = self.subscribers.get_mut(&id);
+        let unread = subscriber.map(Subscriber::unread).unwrap_or_default();
+        self.release(id, &unread, Settle::Requeue, now);
+    }
+
+    /// Removes a subscriber and returns everything unsettled.
+    pub(super) fn leave(&mut self, id: u64, now: Instant) {
+        self.withdraw(id);
+        self.return_all(id, now);
+        self.subscribers.remove(&id);
+    }
+
+    /// Deletes a queue with all that is in it, and ends the subscriptions to it.
+    pub(super) fn delete_queue(&mut self, name: &str, now: Instant) -> bool {
+        if self.queues.remove(name).is_none() {
+            return false;
+        }
+        for exchange in self.exchanges.values_mut() {
+            exchange.unbind(name);
+        }
+        let ended: Vec<(u64, usize)> = self
+            .subscribers
+            .iter_mut()
+            .filter_map(|(id, subscriber)| Some((*id, subscriber.forget(name)?)))
+            .collect();
+        for (id, index) in ended {
+            self.stop(id, now);
+            if let Some(subscriber) = self.subscribers.get_mut(&id) {
+                subscriber.end(Ended::QueueDeleted(index));
+            }
+        }
+        true
+    }
+
+    /// Ends every subscription; what they held is back in its queue.
+    pub(super) fn close(&mut self, now: Instant) {
+        self.closed = true;
+        let ids: Vec<u64> = self.subscribers.keys().copied().collect();
+        // All withdraw first, so that none is handed what another returns.
+        for id in &ids {
+            self.withdraw(*id);
+        }
+        for id in ids {
+            self.return_all(id, now);
+            if let Some(subscriber) = self.subscribers.get_mut(&id) {
+                subscriber.end(Ended::BrokerDown);
+            }
+        }
+    }
+
+    fn withdraw(&mut self, id: u64) {
+        let Some(subscriber) = self.subscribers.get_mut(&id) else {
+            return;
+        };
+        subscriber.stopped = true;
+        for feed in &subscriber.feeds {
+            if let Some(queue) = self.queues.get_mut(&feed.queue) {
+                queue.waiting.retain(|consumer| consumer.subscriber != id);
+            }
+        }
+    }
+
+    fn return_all(&mut self, id: u64, now: Instant) {
+        let subscriber = self.subscribers.get(&id);
+        let unsettled = subscriber.map(Subscriber::unsettled).unwrap_or_default();
+        self.release(id, &unsettled, Settle::Requeue, now);
+    }
+}

@@ -1,0 +1,163 @@
+//! The embedded broker: RabbitMQ's semantics within this process, for tests and for a first look without RabbitMQ.
+//!
+//! It keeps nothing after the process ends, whatever was confirmed. Until then it promises what RabbitMQ 3.10 does:
+//! the default, direct, topic, fanout and headers exchanges; queues with priorities, time to live of queues and
+//! messages, dead-lettering of what expires, and a maximum length that refuses publishes; prefetch, redelivery in the
+//! old place, and turns among the consumers of one queue. `tests/it/contract.rs` holds both brokers to it.
+//!
+//! It differs in this: quorum and classic queues are the same thing; the default exchange is the only one that it
+//! predeclares; `CC` and `BCC` headers route nothing; memory is bounded by the queues' own limits only.
+
+mod consume;
+mod death;
+mod declare;
+mod exchange;
+mod headers;
+mod queue;
+mod state;
+mod subscriber;
+mod subscription;
+mod timer;
+mod topic;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use self::{queue::Envelope, state::State, subscription::MemorySubscription, timer::Alarm};
+use super::{
+    Broker, Entity, Error, Fate, Lane, LinkState, Links, NotSent, Publish, Receipt, Subscribe,
+    Subscription,
+    topology::{Difference, Topology},
+};
+use crate::message::{Value, header};
+
+/// See the [module](self).
+pub struct MemoryBroker {
+    shared: Arc<Shared>,
+    links: watch::Sender<Links>,
+    _timer: AbortOnDropHandle<()>,
+}
+
+/// What the broker, its subscriptions and its timer share. The lock is never held across an await.
+struct Shared(Mutex<State>);
+
+impl Shared {
+    /// A panic under the lock leaves at worst one message in the wrong place; to refuse all others would be worse.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemoryBroker {
+    /// An empty broker. Call it within a tokio runtime: its timer runs there.
+    pub fn new() -> Arc<Self> {
+        let moved = Arc::new(Notify::new());
+        let state = State::new(Alarm::new(moved.clone()));
+        let shared = Arc::new(Shared(Mutex::new(state)));
+        let timer = tokio::spawn(timer::run(shared.clone(), moved));
+        Arc::new(Self {
+            shared,
+            links: watch::Sender::new(links(LinkState::Up)),
+            _timer: AbortOnDropHandle::new(timer),
+        })
+    }
+
+    /// Deletes a queue with all that is in it; subscriptions to it end. Answers whether it existed.
+    pub fn delete_queue(&self, name: &str) -> bool {
+        self.shared.lock().delete_queue(name, Instant::now())
+    }
+
+    /// How many messages are ready in a queue, not counting what consumers hold. `None` without such a queue.
+    pub fn queue_depth(&self, name: &str) -> Option<usize> {
+        let mut state = self.shared.lock();
+        state.expire(Instant::now());
+        state.queues.get(name).map(|queue| queue.depth())
+    }
+}
+
+#[async_trait]
+impl Broker for MemoryBroker {
+    async fn check_exchange(&self, exchange: &str, _deadline: Instant) -> Result<(), Error> {
+        let state = self.shared.lock();
+        if state.closed {
+            return Err(Error::Down);
+        }
+        if !exchange.is_empty() && !state.exchanges.contains_key(exchange) {
+            return Err(Error::NotFound {
+                what: Entity::Exchange,
+                name: exchange.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Every publish is stored before the next one, so that one lane is as good as another.
+    fn lane(&self) -> Lane {
+        Lane(0)
+    }
+
+    /// Answers before it returns. Admission ends here too: what a queue holds is the broker's, not on its way to it.
+    fn publish(&self, _lane: Lane, publish: Publish, mut receipt: Receipt) {
+        let now = Instant::now();
+        if publish.deadline <= now {
+            return receipt.answer(Fate::NotSent(NotSent::Overloaded));
+        }
+        let mut message = publish.message;
+        let publish_id = Value::text(publish.publish_id.to_string());
+        message
+            .headers
+            .insert(header::PUBLISH_ID.to_owned(), publish_id);
+        let envelope = Arc::new(Envelope {
+            exchange: publish.exchange,
+            routing_key: publish.routing_key,
+            message,
+        });
+        receipt.handed_over();
+        let fate = self
+            .shared
+            .lock()
+            .publish(&envelope, publish.mandatory, now);
+        receipt.answer(fate);
+    }
+
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {
+        let subscription = MemorySubscription::start(&self.shared, &subscribe)?;
+        Ok(Box::new(subscription))
+    }
+
+    async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
+        self.shared.lock().declare(topology)
+    }
+
+    fn links(&self) -> watch::Receiver<Links> {
+        self.links.subscribe()
+    }
+
+    async fn close(&self) {
+        self.shared.lock().close(Instant::now());
+        self.links.send_replace(links(LinkState::Down));
+    }
+}
+
+/// Nobody can publish any more, so nobody need wait for deliveries.
+impl Drop for MemoryBroker {
+    fn drop(&mut self) {
+        self.shared.lock().close(Instant::now());
+    }
+}
+
+fn links(state: LinkState) -> Links {
+    Links {
+        publish: state,
+        consume: state,
+    }
+}
+
+#[cfg(test)]
+mod tests;

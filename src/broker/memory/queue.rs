@@ -1,0 +1,194 @@
+//! A queue: what is ready in it, in which order, and who waits for it.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{broker::topology, message::Message};
+
+/// A message as it was published or dead-lettered, shared by all queues that hold it.
+pub(super) struct Envelope {
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+    pub(super) message: Message,
+}
+
+/// A message's place in one queue. It keeps its position and its expiry when it is handed out and comes back.
+pub(super) struct Entry {
+    pub(super) envelope: Arc<Envelope>,
+    pub(super) redelivered: bool,
+    expires: Option<Instant>,
+    position: Position,
+}
+
+/// Orders a queue: the highest priority first, within it by arrival.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Position {
+    priority: Reverse<u8>,
+    arrival: u64,
+}
+
+/// Names a consumer: a subscription, and which of its queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Consumer {
+    pub(super) subscriber: u64,
+    pub(super) queue: usize,
+}
+
+pub(super) struct Queue {
+    pub(super) declared: topology::Queue,
+    /// Consumers with free credit, in turn. While one waits, nothing live is ready.
+    pub(super) waiting: VecDeque<Consumer>,
+    ready: BTreeMap<Position, Entry>,
+    arrivals: u64,
+}
+
+impl Queue {
+    pub(super) fn new(declared: topology::Queue) -> Self {
+        Self {
+            declared,
+            waiting: VecDeque::new(),
+            ready: BTreeMap::new(),
+            arrivals: 0,
+        }
+    }
+
+    /// How many messages are ready.
+    pub(super) fn depth(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Like RabbitMQ, counts what is ready, not what consumers hold.
+    pub(super) fn is_full(&self) -> bool {
+        let limit = self.declared.max_length;
+        limit.is_some_and(|limit| self.ready.len() as u64 >= limit)
+    }
+
+    /// Puts a new message behind its equals.
+    pub(super) fn push(&mut self, envelope: Arc<Envelope>, now: Instant) {
+        let message = &envelope.message;
+        let priority = match self.declared.max_priority {
+            Some(highest) => message.priority.unwrap_or(0).min(highest),
+            None => 0,
+        };
+        let own_ttl = message.ttl_ms.map(|ttl| Duration::from_millis(ttl.into()));
+        let ttl = own_ttl.into_iter().chain(self.declared.message_ttl).min();
+        self.arrivals += 1;
+        self.put_back(Entry {
+            redelivered: false,
+            // A time to live beyond the clock's range is one that never ends.
+            expires: ttl.and_then(|ttl| now.checked_add(ttl)),
+            position: Position {
+                priority: Reverse(priority),
+                arrival: self.arrivals,
+            },
+            envelope,
+        });
+    }
+
+    /// Puts a message where it was.
+    pub(super) fn put_back(&mut self, entry: Entry) {
+        self.ready.insert(entry.position, entry);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Entry> {
+        self.ready.pop_first().map(|(_, entry)| entry)
+    }
+
+    /// Takes the head if it has expired. Like RabbitMQ, an expired message behind a living one stays until it is the
+    /// head (<https://www.rabbitmq.com/docs/ttl#per-message-ttl-caveats>).
+    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
+        self.head_expiry().filter(|expiry| *expiry <= now)?;
+        self.pop()
+    }
+
+    /// When the head expires.
+    pub(super) fn head_expiry(&self) -> Option<Instant> {
+        self.ready.values().next()?.expires
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::topology::QueueKind;
+
+    fn queue() -> Queue {
+        Queue::new(topology::Queue {
+            message_ttl: Some(Duration::from_secs(1)),
+            max_priority: Some(5),
+            ..topology::Queue::bare("q", QueueKind::Classic)
+        })
+    }
+
+    fn envelope(name: &str, priority: Option<u8>, ttl_ms: Option<u32>) -> Arc<Envelope> {
+        Arc::new(Envelope {
+            exchange: String::new(),
+            routing_key: name.to_owned(),
+            message: Message {
+                priority,
+                ttl_ms,
+                ..Message::default()
+            },
+        })
+    }
+
+    fn drain(mut queue: Queue) -> Vec<String> {
+        let entries = std::iter::from_fn(|| queue.pop());
+        entries
+            .map(|entry| entry.envelope.routing_key.clone())
+            .collect()
+    }
+
+    #[test]
+    fn a_higher_priority_goes_first_and_equals_keep_their_order() {
+        let mut queue = queue();
+        let priorities = [None, Some(1), Some(5), Some(0), Some(200), Some(1)];
+        for (name, priority) in ["a", "b", "c", "d", "e", "f"].iter().zip(priorities) {
+            queue.push(envelope(name, priority, None), Instant::now());
+        }
+        assert_eq!(drain(queue), ["c", "e", "b", "f", "a", "d"]);
+    }
+
+    #[test]
+    fn what_comes_back_takes_its_old_place() {
+        let mut queue = queue();
+        for name in ["a", "b", "c"] {
+            queue.push(envelope(name, None, None), Instant::now());
+        }
+        let (first, second) = (queue.pop(), queue.pop());
+        for entry in second.into_iter().chain(first) {
+            queue.put_back(entry);
+        }
+        assert_eq!(drain(queue), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn the_smaller_time_to_live_wins() {
+        let now = Instant::now();
+        for (ttl_ms, expected) in [(None, 1000), (Some(300), 300), (Some(5000), 1000)] {
+            let mut queue = queue();
+            queue.push(envelope("a", None, ttl_ms), now);
+            let expiry = now + Duration::from_millis(expected);
+            assert_eq!(queue.head_expiry(), Some(expiry));
+        }
+    }
+
+    #[test]
+    fn only_the_head_expires() {
+        let now = Instant::now();
+        let mut queue = queue();
+        queue.push(envelope("slow", None, Some(500)), now);
+        queue.push(envelope("fast", None, Some(100)), now);
+        let later = |millis| now + Duration::from_millis(millis);
+        assert!(queue.pop_expired(later(499)).is_none());
+        assert!(queue.pop_expired(later(500)).is_some());
+        assert!(queue.pop_expired(later(500)).is_some());
+        assert_eq!(queue.depth(), 0);
+    }
+}

@@ -1,0 +1,224 @@
+//! What the gateway asks of a message broker, and the two that answer: [`rabbitmq`] and the embedded [`memory`] broker.
+//!
+//! To add a backend, implement [`Broker`] and [`Subscription`] in a module of its own, let the contract suite
+//! (`tests/it/contract.rs`) run on it, and add it to the one `match` in `server.rs`.
+
+pub mod memory;
+pub mod rabbitmq;
+mod receipt;
+pub mod topology;
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::Instant,
+};
+use uuid::Uuid;
+
+pub use self::receipt::Receipt;
+use self::topology::{Difference, Topology};
+use crate::message::Message;
+
+/// A message broker. Every method answers within its deadline, also when the broker is stopped, blocked or gone.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Whether `exchange` exists and may be published to: [`Error::NotFound`], [`Error::Forbidden`] when not.
+    /// Asked before [`publish`](Self::publish), because a publish to a missing exchange ends an AMQP channel and with it
+    /// what its neighbours have in flight. The answer may be some seconds old.
+    async fn check_exchange(&self, exchange: &str, deadline: Instant) -> Result<(), Error>;
+
+    /// A lane for one stream or batch: what is published on one lane to one queue is stored in the order handed over.
+    fn lane(&self) -> Lane;
+
+    /// Takes a message over, at once. `receipt` is answered exactly once, at the latest at the publish's deadline; also
+    /// when whoever waits for it is gone.
+    fn publish(&self, lane: Lane, publish: Publish, receipt: Receipt);
+
+    /// Starts consuming. [`Error::NotFound`] names the missing queue.
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error>;
+
+    /// Declares what is missing. What exists with other arguments is used as it is, and reported.
+    async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error>;
+
+    /// The state of the links to the broker, and each change of it.
+    fn links(&self) -> watch::Receiver<Links>;
+
+    /// Closes the links. Publishes in flight are answered first, subscriptions end.
+    async fn close(&self);
+}
+
+/// Which lane a publish takes. See [`Broker::lane`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane(pub usize);
+
+/// A message on its way to the broker.
+#[derive(Debug)]
+pub struct Publish {
+    /// Travels as header [`crate::message::header::PUBLISH_ID`].
+    pub publish_id: Uuid,
+    pub exchange: String,
+    pub routing_key: String,
+    /// Unset: a message that no queue takes is dropped by the broker and counts as confirmed.
+    pub mandatory: bool,
+    pub message: Message,
+    /// When the receipt is answered at the latest.
+    pub deadline: Instant,
+    /// Held until the message has left the gateway's memory.
+    pub admission: Option<OwnedSemaphorePermit>,
+}
+
+/// What became of a [`Publish`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The broker took responsibility.
+    Confirmed,
+    /// Returned: no queue takes it, nothing was stored.
+    Unroutable,
+    /// Nacked: a bound queue is full; others may have stored it.
+    Rejected,
+    /// Certainly not with the broker.
+    NotSent(NotSent),
+    /// Handed over, never confirmed: it may be stored.
+    InDoubt(InDoubt),
+}
+
+/// Why a message was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotSent {
+    /// No link to the broker.
+    BrokerDown,
+    /// The broker takes no messages (memory or disk alarm).
+    BrokerBlocked,
+    /// More is in flight than the gateway holds, or the broker confirms more slowly than messages arrive.
+    Overloaded,
+}
+
+/// Why nobody knows whether a message is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InDoubt {
+    /// The link or channel broke before the confirm came.
+    ConfirmLost,
+    /// The deadline came before the confirm.
+    ConfirmTimeout,
+}
+
+/// What to consume.
+#[derive(Clone, Debug)]
+pub struct Subscribe {
+    /// In order of preference.
+    pub queues: Vec<String>,
+    /// How many deliveries of each queue may be unsettled at a time.
+    pub prefetch: u16,
+    /// Shown in the broker's list of consumers.
+    pub client_id: String,
+    /// When the answer is due.
+    pub deadline: Instant,
+}
+
+/// Names a delivery within its subscription: 1, 2, 3, … as handed out by the broker.
+pub type Tag = u64;
+
+/// A running subscription. Dropping it, like closing it, returns everything unsettled to its queue.
+#[async_trait]
+pub trait Subscription: Send {
+    /// The next delivery, of the earliest queue that has one ready. Loses nothing when the future is dropped.
+    async fn next(&mut self) -> Result<Delivery, Ended>;
+
+    /// A delivery that is ready now, of the earliest queue that has one.
+    fn try_next(&mut self) -> Option<Result<Delivery, Ended>>;
+
+    /// Tells the broker that these deliveries are done. Each tag was delivered and is unsettled.
+    async fn ack(&mut self, tags: &[Tag]) -> Result<(), Ended>;
+
+    /// Returns these deliveries to their queue, for anybody. Each tag was delivered and is unsettled.
+    async fn requeue(&mut self, tags: &[Tag]) -> Result<(), Ended>;
+
+    /// Takes no more deliveries; settling goes on. What was received and not yet taken by [`next`](Self::next) returns to its
+    /// queue at the latest on [`close`](Self::close). `next` is not called again.
+    async fn stop(&mut self);
+
+    /// Ends the subscription; everything unsettled is back in its queue when this returns, as far as the broker answers.
+    async fn close(self: Box<Self>);
+}
+
+/// A message of a queue.
+#[derive(Debug)]
+pub struct Delivery {
+    pub tag: Tag,
+    /// Index into [`Subscribe::queues`].
+    pub queue: usize,
+    pub exchange: String,
+    pub routing_key: String,
+    pub redelivered: bool,
+    pub message: Message,
+}
+
+/// Why a subscription is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The queue of this index was deleted.
+    QueueDeleted(usize),
+    /// The link or channel broke; unsettled deliveries return to their queues.
+    BrokerDown,
+}
+
+/// The state of the links to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Links {
+    pub publish: LinkState,
+    pub consume: LinkState,
+}
+
+/// The state of one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    Down,
+    Up,
+    /// Up, and the broker takes no messages (memory or disk alarm).
+    Blocked,
+}
+
+/// Why the broker did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No link to the broker.
+    #[error("the broker cannot be reached")]
+    Down,
+    /// The broker takes no messages (memory or disk alarm).
+    #[error("the broker is blocked by an alarm")]
+    Blocked,
+    /// The broker did not answer in time.
+    #[error("the broker did not answer in time")]
+    TimedOut,
+    /// There is no such exchange or queue.
+    #[error("no {what} {name:?}")]
+    NotFound { what: Entity, name: String },
+    /// The broker's permissions, or its own rules, forbid it.
+    #[error("not allowed on {what} {name:?}")]
+    Forbidden { what: Entity, name: String },
+    /// Another connection holds the queue exclusively.
+    #[error("queue {name:?} is held exclusively by another connection")]
+    Locked { name: String },
+    /// It exists and differs from what was asked.
+    #[error("{what} {name:?} exists with other arguments: {detail}")]
+    Differs {
+        what: Entity,
+        name: String,
+        detail: String,
+    },
+    /// No channel is left for another subscription.
+    #[error("too many subscriptions")]
+    TooManySubscriptions,
+    /// The broker refused for a reason of its own.
+    #[error("the broker refused: {0}")]
+    Refused(String),
+}
+
+/// What an [`Error`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum Entity {
+    Exchange,
+    Queue,
+    Binding,
+}

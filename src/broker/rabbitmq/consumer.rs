@@ -1,0 +1,298 @@
+//! A subscription: one channel, a consumer a queue, manual acknowledgement.
+//!
+//! The channel is closed at the end, not only the consumers: what was pushed and never taken returns to its queue only then.
+
+use std::{
+    collections::BTreeSet,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use lapin::{
+    Channel, Consumer,
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
+        BasicQosOptions, QueueDeclareOptions,
+    },
+    types::FieldTable,
+};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{
+    convert, error,
+    pool::{Place, Pool},
+};
+use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag};
+
+/// For steps that wait for the broker's answer once a subscription stands.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct Running {
+    channel: Channel,
+    consumers: Vec<Consumer>,
+    queues: Vec<String>,
+    unsettled: Unsettled,
+    /// The queue whose consumer the broker cancelled.
+    cancelled: Option<usize>,
+    /// Gives the channel's place on its connection back.
+    place: Place,
+}
+
+pub(super) async fn subscribe(pool: &Pool, subscribe: Subscribe) -> Result<Running, Error> {
+    let place = pool.place(subscribe.deadline).await?;
+    let channel = error::open(place.connection().create_channel().await)?;
+    // Per consumer, not per channel: quorum queues refuse a limit for the whole channel
+    // (https://www.rabbitmq.com/docs/quorum-queues#global-qos).
+    let each = BasicQosOptions::default();
+    error::open(channel.basic_qos(subscribe.prefetch, each).await)?;
+    let mut consumers = Vec::with_capacity(subscribe.queues.len());
+    for (index, queue) in subscribe.queues.iter().enumerate() {
+        let tag = format!("{}#{index}", subscribe.client_id);
+        let consumer = channel
+            .basic_consume(
+                queue.as_str().into(),
+                tag.into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .map_err(|cause| error::classify(&cause, Entity::Queue, queue))?;
+        consumers.push(consumer);
+    }
+    Ok(Running {
+        channel,
+        consumers,
+        queues: subscribe.queues,
+        unsettled: Unsettled::default(),
+        cancelled: None,
+        place,
+    })
+}
+
+impl Running {
+    fn take(&mut self, queue: usize, received: lapin::message::Delivery) -> Delivery {
+        let tag = received.delivery_tag;
+        self.unsettled.push(tag);
+        Delivery {
+            tag,
+            queue,
+            exchange: received.exchange.to_string(),
+            routing_key: received.routing_key.to_string(),
+            redelivered: received.redelivered,
+            message: convert::message(&received.properties, received.data),
+        }
+    }
+
+    /// `Ready(None)`: the broker cancelled a consumer, as `cancelled` then says.
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Delivery, Ended>>> {
+        for queue in 0..self.consumers.len() {
+            let received = match self.consumers[queue].poll_next_unpin(context) {
+                Poll::Pending => continue,
+                Poll::Ready(received) => received,
+            };
+            return Poll::Ready(match received {
+                Some(Ok(received)) => Some(Ok(self.take(queue, received))),
+                Some(Err(cause)) => {
+                    debug!(%cause, "subscription lost");
+                    Some(Err(Ended::BrokerDown))
+                }
+                None => {
+                    self.cancelled = Some(queue);
+                    None
+                }
+            });
+        }
+        Poll::Pending
+    }
+
+    /// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
+    async fn why_cancelled(&mut self) -> Ended {
+        let queue = self.cancelled.unwrap_or_default();
+        let Some(name) = self.queues.get(queue) else {
+            return Ended::BrokerDown;
+        };
+        let look = async {
+            let channel = self.place.connection().create_channel().await?;
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let arguments = FieldTable::default();
+            channel
+                .queue_declare(name.as_str().into(), passive, arguments)
+                .await?;
+            let _ = channel.close(200, "seen".into()).await;
+            Ok::<_, lapin::Error>(())
+        };
+        match timeout(STEP_TIMEOUT, look).await {
+            Ok(Err(cause))
+                if matches!(
+                    error::classify(&cause, Entity::Queue, name),
+                    Error::NotFound { .. }
+                ) =>
+            {
+                Ended::QueueDeleted(queue)
+            }
+            _ => Ended::BrokerDown,
+        }
+    }
+
+    async fn settle<F>(
+        &mut self,
+        tags: &[Tag],
+        send: impl Fn(Channel, Tag, bool) -> F,
+    ) -> Result<(), Ended>
+    where
+        F: Future<Output = lapin::Result<()>>,
+    {
+        let (prefix, singles) = self.unsettled.remove(tags);
+        let frames = prefix.map(|tag| (tag, true)).into_iter();
+        for (tag, multiple) in frames.chain(singles.into_iter().map(|tag| (tag, false))) {
+            let sent = timeout(STEP_TIMEOUT, send(self.channel.clone(), tag, multiple)).await;
+            if !matches!(sent, Ok(Ok(()))) || !self.channel.status().connected() {
+                return Err(Ended::BrokerDown);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Subscription for Running {
+    async fn next(&mut self) -> Result<Delivery, Ended> {
+        if self.cancelled.is_none() {
+            let ready = std::future::poll_fn(|context| self.poll_ready(context)).await;
+            if let Some(delivery) = ready {
+                return delivery;
+            }
+        }
+        Err(self.why_cancelled().await)
+    }
+
+    fn try_next(&mut self) -> Option<Result<Delivery, Ended>> {
+        match self.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ready) => ready,
+            Poll::Pending => None,
+        }
+    }
+
+    async fn ack(&mut self, tags: &[Tag]) -> Result<(), Ended> {
+        self.settle(tags, |channel, tag, multiple| async move {
+            channel.basic_ack(tag, BasicAckOptions { multiple }).await
+        })
+        .await
+    }
+
+    async fn requeue(&mut self, tags: &[Tag]) -> Result<(), Ended> {
+        self.settle(tags, |channel, tag, multiple| async move {
+            let options = BasicNackOptions {
+                multiple,
+                requeue: true,
+            };
+            channel.basic_nack(tag, options).await
+        })
+        .await
+    }
+
+    async fn stop(&mut self) {
+        for consumer in &self.consumers {
+            let cancel = self
+                .channel
+                .basic_cancel(consumer.tag(), BasicCancelOptions::default());
+            let _ = timeout(STEP_TIMEOUT, cancel).await;
+        }
+    }
+
+    async fn close(self: Box<Self>) {
+        let closing = self.channel.close(200, "subscription ended".into());
+        let _ = timeout(STEP_TIMEOUT, closing).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.channel.status().connected()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let channel = self.channel.clone();
+            runtime.spawn(async move {
+                let closing = channel.close(200, "subscription dropped".into());
+                let _ = timeout(STEP_TIMEOUT, closing).await;
+            });
+        }
+    }
+}
+
+/// The tags that the broker waits for. Tags of one channel count up from 1 without gaps, over all its consumers.
+#[derive(Debug, Default)]
+struct Unsettled {
+    taken: BTreeSet<Tag>,
+    /// Pushed by the broker and not taken yet, although a higher one was: of a queue that comes later in preference.
+    skipped: BTreeSet<Tag>,
+    highest: Tag,
+}
+
+impl Unsettled {
+    fn push(&mut self, tag: Tag) {
+        self.skipped.remove(&tag);
+        self.skipped.extend(self.highest + 1..tag);
+        self.highest = self.highest.max(tag);
+        self.taken.insert(tag);
+    }
+
+    /// Takes `tags` out. The first part of the answer settles them and all before in one frame; the second, one each.
+    /// AMQP's `multiple` would also settle whatever else is lower, so it serves only below everything that stays open.
+    fn remove(&mut self, tags: &[Tag]) -> (Option<Tag>, Vec<Tag>) {
+        for tag in tags {
+            self.taken.remove(tag);
+        }
+        let open = self.taken.first().into_iter().chain(self.skipped.first());
+        let lowest_open = open.min().copied().unwrap_or(Tag::MAX);
+        let (prefix, singles): (Vec<Tag>, _) = tags.iter().partition(|tag| **tag < lowest_open);
+        (prefix.into_iter().max(), singles)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever the order of taking and settling, the broker sees settled what was settled, and nothing else.
+        #[test]
+        fn what_is_settled_in_one_frame_is_what_was_asked_for(
+            order in Just((1..=30_u64).collect::<Vec<_>>()).prop_shuffle(),
+            steps in prop::collection::vec((any::<bool>(), 1..6_usize, any::<prop::sample::Index>()), 60),
+        ) {
+            let mut order = order.into_iter();
+            let (mut unsettled, mut taken, mut settled) = (Unsettled::default(), Vec::new(), BTreeSet::new());
+            for (take, count, index) in steps {
+                if take || taken.is_empty() {
+                    for tag in order.by_ref().take(count) {
+                        unsettled.push(tag);
+                        taken.push(tag);
+                    }
+                    continue;
+                }
+                let at = index.index(taken.len());
+                let end = (at + count).min(taken.len());
+                let tags: Vec<Tag> = taken.drain(at..end).collect();
+                let before = settled.clone();
+                let (prefix, singles) = unsettled.remove(&tags);
+                settled.extend(singles);
+                if let Some(prefix) = prefix {
+                    prop_assert!(tags.contains(&prefix), "the broker refuses a tag that it does not wait for");
+                    settled.extend(1..=prefix);
+                }
+                let mut expected = before;
+                expected.extend(tags);
+                prop_assert_eq!(&settled, &expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What the client library's errors mean, by reply code (<https://www.rabbitmq.com/amqp-0-9-1-reference#constants>), never by text.
+
+use lapin::{
+    ErrorKind,
+    protocol::{AMQPErrorKind, AMQPSoftError},
+};
+
+use crate::broker::{Entity, Error};
+
+/// The meaning of an error that came while `what` named `name` was asked for.
+pub(super) fn classify(error: &lapin::Error, what: Entity, name: &str) -> Error {
+    let name = name.to_owned();
+    match soft(error) {
+        Some(AMQPSoftError::NOTFOUND) => Error::NotFound { what, name },
+        Some(AMQPSoftError::ACCESSREFUSED) => Error::Forbidden { what, name },
+        Some(AMQPSoftError::RESOURCELOCKED) => Error::Locked { name },
+        Some(AMQPSoftError::PRECONDITIONFAILED) => Error::Differs {
+            what,
+            name,
+            detail: reply_text(error),
+        },
+        Some(_) => Error::Refused(reply_text(error)),
+        None => match error.kind() {
+            ErrorKind::ChannelsLimitReached => Error::TooManySubscriptions,
+            ErrorKind::ProtocolError(_) => Error::Refused(reply_text(error)),
+            _ => Error::Down,
+        },
+    }
+}
+
+/// For steps that fail only with the link.
+pub(super) fn open<T>(result: lapin::Result<T>) -> Result<T, Error> {
+    result.map_err(|error| classify(&error, Entity::Queue, ""))
+}
+
+pub(super) fn is_precondition_failed(error: &lapin::Error) -> bool {
+    matches!(soft(error), Some(AMQPSoftError::PRECONDITIONFAILED))
+}
+
+fn soft(error: &lapin::Error) -> Option<AMQPSoftError> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Soft(soft) => Some(soft.clone()),
+            AMQPErrorKind::Hard(_) => None,
+        },
+        _ => None,
+    }
+}
+
+/// The broker's own words, for people.
+fn reply_text(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        _ => error.to_string(),
+    }
+}

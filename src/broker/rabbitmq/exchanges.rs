@@ -1,0 +1,175 @@
+//! Which exchanges may be published to. Asked on throw-away channels, because a wrong guess ends the channel that it is made on.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{
+    BasicProperties, Confirmation, ExchangeKind,
+    options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions},
+    types::FieldTable,
+};
+use moka::{Expiry, future::Cache};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    error,
+    link::{Link, Up},
+};
+use crate::broker::{Entity, Error};
+
+/// How long an exchange is believed to exist, and how long to be missing. Within the first, a publish to an exchange that was
+/// deleted meanwhile ends the lane's channel, and leaves in doubt what its neighbours had in flight.
+const KNOWN_FOR: Duration = Duration::from_secs(5);
+const MISSING_FOR: Duration = Duration::from_millis(500);
+const REMEMBERED: u64 = 10_000;
+
+/// What is known of exchanges: [`Error`] when they may not be published to.
+pub(super) struct Exchanges {
+    link: Link,
+    known: Cache<String, Verdict>,
+    /// Exchanges that took a probe. What it showed (not internal, writable) holds as long as the exchange does.
+    probed: Cache<String, ()>,
+}
+
+type Verdict = Result<(), Error>;
+
+struct Freshness;
+
+impl Expiry<String, Verdict> for Freshness {
+    fn expire_after_create(
+        &self,
+        _: &String,
+        verdict: &Verdict,
+        _: std::time::Instant,
+    ) -> Option<Duration> {
+        Some(match verdict {
+            Ok(()) => KNOWN_FOR,
+            Err(_) => MISSING_FOR,
+        })
+    }
+}
+
+impl Exchanges {
+    pub(super) fn new(link: Link) -> Self {
+        Self {
+            link,
+            known: Cache::builder()
+                .max_capacity(REMEMBERED)
+                .expire_after(Freshness)
+                .build(),
+            probed: Cache::new(REMEMBERED),
+        }
+    }
+
+    pub(super) async fn check(&self, exchange: &str, deadline: Instant) -> Verdict {
+        // The default exchange always exists and cannot be declared.
+        if exchange.is_empty() {
+            return Ok(());
+        }
+        let Some(up) = self.link.up() else {
+            return Err(Error::Down);
+        };
+        if up.blocked {
+            return Err(Error::Blocked);
+        }
+        if let Some(verdict) = self.known.get(exchange).await {
+            return verdict;
+        }
+        // One question at a time for each exchange; failures to ask are nobody else's answer.
+        let asked = self
+            .known
+            .try_get_with_by_ref(exchange, self.ask(up, exchange, deadline));
+        match asked.await {
+            Ok(verdict) => verdict,
+            Err(failure) => Err(Arc::unwrap_or_clone(failure)),
+        }
+    }
+
+    /// The outer result says whether the broker could be asked.
+    async fn ask(&self, up: Up, exchange: &str, deadline: Instant) -> Result<Verdict, Error> {
+        let asking = async {
+            let verdict = exists(&up, exchange).await?;
+            if verdict.is_err() {
+                self.probed.invalidate(exchange).await;
+            } else if !self.probed.contains_key(exchange) {
+                let verdict = accepts(&up, exchange).await?;
+                if verdict.is_ok() {
+                    self.probed.insert(exchange.to_owned(), ()).await;
+                }
+                return Ok(verdict);
+            }
+            Ok(verdict)
+        };
+        tokio::select! {
+            answer = timeout_at(deadline, asking) => answer.unwrap_or(Err(Error::TimedOut)),
+            // The probe itself may be what the broker blocks; nothing answers on this connection then.
+            () = self.link.blocked() => Err(Error::Blocked),
+        }
+    }
+}
+
+async fn exists(up: &Up, exchange: &str) -> Result<Verdict, Error> {
+    let channel = error::open(up.connection.create_channel().await)?;
+    let passive = ExchangeDeclareOptions {
+        passive: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let declared = channel
+        .exchange_declare(
+            exchange.into(),
+            // Ignored by a passive declare.
+            ExchangeKind::Direct,
+            passive,
+            FieldTable::default(),
+        )
+        .await;
+    match declared {
+        Ok(()) => {
+            let _ = channel.close(200, "seen".into()).await;
+            Ok(Ok(()))
+        }
+        Err(cause) => refused(&cause, exchange),
+    }
+}
+
+/// Publishes a message that the broker cannot accept: RabbitMQ checks write permission, existence and `internal` first, and
+/// then the `expiration` property, which is malformed; so nothing is ever routed, and the error tells how far it came
+/// (`basic.publish` in <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_channel.erl>).
+/// There is no other way to learn over AMQP that an exchange is internal or forbidden without ending a channel in use.
+async fn accepts(up: &Up, exchange: &str) -> Result<Verdict, Error> {
+    let channel = error::open(up.connection.create_channel().await)?;
+    error::open(
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await,
+    )?;
+    let malformed = BasicProperties::default().with_expiration("probe".into());
+    let published = channel
+        .basic_publish(
+            exchange.into(),
+            "".into(),
+            BasicPublishOptions::default(),
+            &[],
+            malformed,
+        )
+        .await;
+    let outcome = match published {
+        Ok(confirm) => confirm.await,
+        Err(cause) => Err(cause),
+    };
+    match outcome {
+        // A broker that does not look at `expiration` took it: then it may be published to.
+        Ok(Confirmation::Ack(_) | Confirmation::Nack(_) | Confirmation::NotRequested) => {
+            let _ = channel.close(200, "seen".into()).await;
+            Ok(Ok(()))
+        }
+        Err(cause) if error::is_precondition_failed(&cause) => Ok(Ok(())),
+        Err(cause) => refused(&cause, exchange),
+    }
+}
+
+fn refused(cause: &lapin::Error, exchange: &str) -> Result<Verdict, Error> {
+    match error::classify(cause, Entity::Exchange, exchange) {
+        verdict @ (Error::NotFound { .. } | Error::Forbidden { .. }) => Ok(Err(verdict)),
+        failure => Err(failure),
+    }
+}

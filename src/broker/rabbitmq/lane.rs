@@ -1,0 +1,421 @@
+//! A publish lane: one channel in confirm mode, owned by one task, so that acks and nacks belong to their message.
+//!
+//! The lane keeps up to [`WINDOW`] publishes in flight, without a barrier between them, and queues the rest. It answers each
+//! receipt exactly once, at the latest at its deadline:
+//! - not handed to the client library: not sent, whatever happens;
+//! - the client library says that the frames were not wholly written: not sent;
+//! - written and resolved: what [`super::verdict`] says;
+//! - written, and the channel broke or the deadline came: in doubt.
+
+use std::{collections::VecDeque, time::Duration};
+
+use futures::FutureExt;
+use lapin::{
+    Channel, Confirmation,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use super::{
+    convert,
+    inflight::InFlight,
+    link::{Link, State, Up},
+    verdict::{Resolved, Verdicts},
+};
+use crate::{
+    broker::{Fate, InDoubt, NotSent, Publish, Receipt},
+    message::header,
+    timer::until,
+};
+
+/// Publishes in flight whose caller still waits. More brings no throughput and costs latency.
+const WINDOW: usize = 1_024;
+/// Publishes in flight in all, those included that nobody waits for any more because their deadline came. A channel with so
+/// many unanswered ones is given up: its queues do not confirm.
+const STUCK: usize = 4 * WINDOW;
+/// Once this many messages wait for the fate of others, none is added until their fate is known.
+const WAITING_MAX: usize = 64;
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+const REOPEN_DELAY: Duration = Duration::from_millis(200);
+
+pub(super) type Job = (Publish, Receipt);
+
+/// Hands jobs to the lane's task, which ends when all handles are gone and every receipt is answered.
+#[derive(Clone)]
+pub(super) struct Lane(mpsc::UnboundedSender<Job>);
+
+impl Lane {
+    pub(super) fn start(link: &Link, tasks: &tokio_util::task::TaskTracker) -> Self {
+        let (sender, jobs) = mpsc::unbounded_channel();
+        tasks.spawn(run(link.watch(), jobs));
+        Self(sender)
+    }
+
+    /// Queues a job. How many wait is bounded by the gateway's admission.
+    pub(super) fn publish(&self, job: Job) {
+        // A lane that is gone drops the job, and the receipt says that it was not sent.
+        let _ = self.0.send(job);
+    }
+}
+
+/// A publish in flight. Its caller may have had its answer already (the deadline came); the entry then only keeps count.
+struct Entry {
+    receipt: Option<Receipt>,
+    deadline: Instant,
+    publish_id: Uuid,
+}
+
+/// How the client library ended one publish.
+enum Output {
+    NotWritten(lapin::Error),
+    ConfirmLost(lapin::Error),
+    /// `None`: a return came attached that carries no publish-id, so it is not of this channel.
+    Resolved(Option<Resolved>),
+}
+
+type Flight = futures::future::BoxFuture<'static, Output>;
+
+/// The channel of the moment, and all that belongs to it.
+struct Open {
+    channel: Channel,
+    generation: u64,
+    /// Something happened that ends this channel's use.
+    broken: bool,
+    inflight: InFlight<Entry, Flight>,
+    verdicts: Verdicts<Entry>,
+}
+
+/// The lane's task.
+struct Worker {
+    link: watch::Receiver<State>,
+    backlog: VecDeque<Job>,
+    /// Entries in flight or waiting with a caller that waits.
+    unanswered: usize,
+    /// Not later than the earliest deadline of all unanswered jobs.
+    next_deadline: Option<Instant>,
+}
+
+async fn run(link: watch::Receiver<State>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let mut worker = Worker {
+        link,
+        backlog: VecDeque::new(),
+        unanswered: 0,
+        next_deadline: None,
+    };
+    let mut open: Option<Open> = None;
+    let mut opening = Opening::default();
+    let mut incoming = Vec::new();
+    let mut ready = Vec::new();
+    let mut accepting = true;
+    while accepting || worker.unanswered > 0 || !worker.backlog.is_empty() {
+        let broken = open.as_ref().is_some_and(|open| !worker.serves(open));
+        if broken && let Some(open) = open.take() {
+            worker.give_up(open);
+        }
+        if open.is_none() {
+            opening.begin(&worker.link);
+        }
+        let deadline = worker.next_deadline;
+        tokio::select! {
+            count = jobs.recv_many(&mut incoming, 256), if accepting => {
+                accepting = count > 0;
+                worker.enqueue(&mut incoming);
+            }
+            () = drain(&mut open, &mut ready) => {
+                if let Some(open) = &mut open {
+                    worker.settle(open, &mut ready);
+                }
+            }
+            opened = opening.opened() => open = opened.map(Open::new),
+            () = until(deadline), if deadline.is_some() => worker.expire(open.as_mut()),
+            // A link whose supervisor is gone never changes again, and is down.
+            changed = worker.link.changed(), if worker.link.has_changed().is_ok() => drop(changed),
+        }
+        worker.feed(open.as_mut());
+    }
+    if let Some(open) = open {
+        let closing = open.channel.close(200, "bye".into());
+        let _ = timeout(Duration::from_secs(1), closing).await;
+    }
+}
+
+async fn drain(open: &mut Option<Open>, ready: &mut Vec<(Entry, Output)>) {
+    match open {
+        Some(open) => open.inflight.drain(ready).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Worker {
+    fn enqueue(&mut self, incoming: &mut Vec<Job>) {
+        for job in incoming.drain(..) {
+            self.note_deadline(job.0.deadline);
+            self.backlog.push_back(job);
+        }
+    }
+
+    fn note_deadline(&mut self, deadline: Instant) {
+        self.next_deadline = Some(
+            self.next_deadline
+                .map_or(deadline, |next| next.min(deadline)),
+        );
+    }
+
+    /// Whether the channel still stands on the link's connection.
+    fn serves(&self, open: &Open) -> bool {
+        let generation = self.link.borrow().up().map(|up| up.generation);
+        !open.broken
+            && open.channel.status().connected()
+            && generation == Some(open.generation)
+            && open.inflight.len() < STUCK
+    }
+
+    /// Moves jobs from the backlog into flight, or answers them when the broker cannot take them.
+    fn feed(&mut self, open: Option<&mut Open>) {
+        let refusal = match &*self.link.borrow() {
+            State::Down => Some(NotSent::BrokerDown),
+            State::Up(up) if up.blocked => Some(NotSent::BrokerBlocked),
+            State::Up(_) => None,
+        };
+        if let Some(reason) = refusal {
+            for (_, receipt) in self.backlog.drain(..) {
+                receipt.answer(Fate::NotSent(reason));
+            }
+            return;
+        }
+        let Some(open) = open.filter(|open| self.serves(open)) else {
+            return;
+        };
+        while self.unanswered < WINDOW && open.verdicts.waiting() < WAITING_MAX {
+            let Some((publish, mut receipt)) = self.backlog.pop_front() else {
+                return;
+            };
+            receipt.handed_over();
+            let entry = Entry {
+                receipt: Some(receipt),
+                deadline: publish.deadline,
+                publish_id: publish.publish_id,
+            };
+            let flight = fly(open.channel.clone(), publish).boxed();
+            self.unanswered += 1;
+            open.inflight.push(entry, flight);
+        }
+    }
+
+    /// Answers what resolved.
+    fn settle(&mut self, open: &mut Open, ready: &mut Vec<(Entry, Output)>) {
+        let mut resolved = Vec::with_capacity(ready.len());
+        for (entry, output) in ready.drain(..) {
+            let fate = match output {
+                Output::Resolved(Some(outcome)) => {
+                    resolved.push((entry.publish_id, entry, outcome));
+                    continue;
+                }
+                Output::Resolved(None) => {
+                    warn!("the broker returned a message that this channel never published");
+                    Fate::InDoubt(InDoubt::ConfirmLost)
+                }
+                Output::NotWritten(error) => {
+                    debug!(%error, "publish not written");
+                    Fate::NotSent(NotSent::BrokerDown)
+                }
+                Output::ConfirmLost(error) => {
+                    debug!(%error, "confirm lost");
+                    Fate::InDoubt(InDoubt::ConfirmLost)
+                }
+            };
+            open.broken = true;
+            self.answer(entry, fate);
+        }
+        // On a channel that broke, an empty flight proves nothing: confirms are missing.
+        let idle = open.inflight.len() == 0 && !open.broken;
+        let unanswered = &mut self.unanswered;
+        open.verdicts.round(resolved, idle, |entry, fate| {
+            answer(unanswered, entry, fate);
+        });
+    }
+
+    fn answer(&mut self, entry: Entry, fate: Fate) {
+        answer(&mut self.unanswered, entry, fate);
+    }
+
+    /// Answers what is overdue. Entries in flight stay, to keep count, without a caller.
+    fn expire(&mut self, open: Option<&mut Open>) {
+        let now = Instant::now();
+        self.next_deadline = None;
+        for job in std::mem::take(&mut self.backlog) {
+            if job.0.deadline <= now {
+                job.1.answer(Fate::NotSent(NotSent::Overloaded));
+            } else {
+                self.note_deadline(job.0.deadline);
+                self.backlog.push_back(job);
+            }
+        }
+        let Some(open) = open else { return };
+        let late = Fate::InDoubt(InDoubt::ConfirmTimeout);
+        let expired: Vec<_> = open
+            .verdicts
+            .expire(|entry| entry.deadline <= now)
+            .collect();
+        for entry in expired {
+            self.answer(entry, late);
+        }
+        let mut next = self.next_deadline;
+        let waiting = open.verdicts.entries().map(|entry| entry.deadline);
+        let mut keep = |deadline: Instant| {
+            next = Some(next.map_or(deadline, |next| next.min(deadline)));
+        };
+        waiting.for_each(&mut keep);
+        for entry in open.inflight.entries_mut() {
+            if entry.receipt.is_none() {
+                continue;
+            }
+            if entry.deadline > now {
+                keep(entry.deadline);
+            } else if let Some(receipt) = entry.receipt.take() {
+                self.unanswered -= 1;
+                receipt.answer(late);
+            }
+        }
+        self.next_deadline = next;
+    }
+
+    /// The channel is lost. What the client library can still tell is asked for once; the rest is in doubt.
+    fn give_up(&mut self, mut open: Open) {
+        let mut ready = Vec::new();
+        let _ = open.inflight.drain(&mut ready).now_or_never();
+        self.settle(&mut open, &mut ready);
+        let waiting: Vec<_> = open.verdicts.abandon().collect();
+        for entry in waiting {
+            self.answer(entry, Fate::InDoubt(InDoubt::ConfirmLost));
+        }
+        for entry in open.inflight.entries_mut() {
+            if let Some(receipt) = entry.receipt.take() {
+                self.unanswered -= 1;
+                receipt.answer(Fate::InDoubt(InDoubt::ConfirmLost));
+            }
+        }
+        self.close_later(&open.channel);
+    }
+
+    /// Nobody waits for the broker's answer to this close; it may never come.
+    fn close_later(&self, channel: &Channel) {
+        let channel = channel.clone();
+        tokio::spawn(async move {
+            let closing = channel.close(200, "given up".into());
+            let _ = timeout(OPEN_TIMEOUT, closing).await;
+        });
+    }
+}
+
+fn answer(unanswered: &mut usize, mut entry: Entry, fate: Fate) {
+    if let Some(receipt) = entry.receipt.take() {
+        *unanswered -= 1;
+        receipt.answer(fate);
+    }
+}
+
+/// Publishes. The first poll queues the frames in the client library, so that the order of the pushes is the order on the wire.
+async fn fly(channel: Channel, publish: Publish) -> Output {
+    let id = publish.publish_id.hyphenated().to_string();
+    let properties = convert::properties(&publish.message, (header::PUBLISH_ID, id));
+    let options = BasicPublishOptions {
+        mandatory: publish.mandatory,
+        ..BasicPublishOptions::default()
+    };
+    let written = channel
+        .basic_publish(
+            publish.exchange.into(),
+            publish.routing_key.into(),
+            options,
+            &publish.message.payload,
+            properties,
+        )
+        .await;
+    // From here on only the confirm is awaited; the message itself need not stay in memory.
+    drop((publish.message, publish.admission));
+    match written {
+        Err(error) => Output::NotWritten(error),
+        Ok(confirm) => match confirm.await {
+            Ok(confirmation) => Output::Resolved(read(confirmation)),
+            Err(error) => Output::ConfirmLost(error),
+        },
+    }
+}
+
+fn read(confirmation: Confirmation) -> Option<Resolved> {
+    let positive = confirmation.is_ack();
+    let carried = match confirmation.take_message() {
+        None => None,
+        Some(returned) => Some(publish_id(&returned.properties)?),
+    };
+    Some(Resolved { positive, carried })
+}
+
+fn publish_id(properties: &lapin::BasicProperties) -> Option<Uuid> {
+    let headers = properties.headers().as_ref()?;
+    match headers.inner().get(header::PUBLISH_ID)? {
+        lapin::types::AMQPValue::LongString(text) => Uuid::try_parse_ascii(text.as_bytes()).ok(),
+        _ => None,
+    }
+}
+
+impl Open {
+    fn new((channel, generation): (Channel, u64)) -> Self {
+        Self {
+            channel,
+            generation,
+            broken: false,
+            inflight: InFlight::new(),
+            verdicts: Verdicts::new(),
+        }
+    }
+}
+
+/// At most one attempt to open a channel, kept while other things happen.
+#[derive(Default)]
+struct Opening(Option<futures::future::BoxFuture<'static, Option<(Channel, u64)>>>);
+
+impl Opening {
+    /// Begins an attempt unless one is under way or the link is down.
+    fn begin(&mut self, link: &watch::Receiver<State>) {
+        if self.0.is_none()
+            && let Some(up) = link.borrow().up().cloned()
+        {
+            self.0 = Some(open_channel(up).boxed());
+        }
+    }
+
+    async fn opened(&mut self) -> Option<(Channel, u64)> {
+        match &mut self.0 {
+            None => std::future::pending().await,
+            Some(attempt) => {
+                let opened = attempt.await;
+                self.0 = None;
+                opened
+            }
+        }
+    }
+}
+
+async fn open_channel(up: Up) -> Option<(Channel, u64)> {
+    let open = async {
+        let channel = up.connection.create_channel().await?;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        Ok::<_, lapin::Error>(channel)
+    };
+    match timeout(OPEN_TIMEOUT, open).await {
+        Ok(Ok(channel)) => return Some((channel, up.generation)),
+        Ok(Err(error)) => warn!(%error, "cannot open a publish lane"),
+        Err(_) => warn!("the broker does not open a publish lane"),
+    }
+    tokio::time::sleep(REOPEN_DELAY).await;
+    None
+}

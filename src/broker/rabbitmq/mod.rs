@@ -1,0 +1,192 @@
+//! RabbitMQ over AMQP 0-9-1. The one place that knows the client library (lapin).
+//!
+//! Links by role ([`link`]), publishes on lanes ([`lane`]) whose outcomes are exact ([`verdict`]), subscriptions on channels
+//! of their own ([`consumer`]) over shared connections ([`pool`]).
+
+mod consumer;
+mod convert;
+mod declare;
+mod error;
+mod exchanges;
+mod inflight;
+mod lane;
+mod link;
+mod pool;
+mod verdict;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    exchanges::Exchanges,
+    link::{Endpoint, Link, Role, State},
+    pool::Pool,
+};
+use super::{
+    Broker, Error, Lane, LinkState, Links, Publish, Receipt, Subscribe, Subscription,
+    topology::{Difference, Topology},
+};
+
+/// Enough to keep the broker busy from two cores, measured with `make bench`.
+const LANES: usize = 8;
+/// How long an administrative call waits for its link.
+const LINK_PATIENCE: Duration = Duration::from_secs(2);
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(60);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where RabbitMQ is.
+#[derive(Debug)]
+pub struct Options {
+    /// `amqp://` or `amqps://`, with credentials.
+    pub url: SecretString,
+    /// Certificates (PEM) to trust besides the public ones.
+    pub ca_pem: Option<String>,
+}
+
+impl Options {
+    /// Checks the URL without connecting.
+    pub fn check(&self) -> Result<(), BadUrl> {
+        self.endpoint().map(drop)
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, BadUrl> {
+        Endpoint::parse(self.url.expose_secret(), self.ca_pem.clone()).map_err(BadUrl)
+    }
+}
+
+/// The RabbitMQ backend.
+pub struct RabbitMq {
+    publish: Link,
+    admin: Link,
+    lanes: Vec<lane::Lane>,
+    next_lane: AtomicUsize,
+    exchanges: Exchanges,
+    pool: Pool,
+    links: watch::Receiver<Links>,
+    /// Ends the links.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The URL is not one of a RabbitMQ server.
+#[derive(Debug, thiserror::Error)]
+#[error("not a usable AMQP URL: {0}")]
+pub struct BadUrl(String);
+
+impl RabbitMq {
+    /// Starts connecting, and goes on for ever: an absent broker is no error.
+    pub fn start(options: &Options) -> Result<Arc<Self>, BadUrl> {
+        let endpoint = options.endpoint()?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let link = |role| Link::start(endpoint.clone(), role, &tasks, stop.clone());
+        let (publish, consume, admin) =
+            (link(Role::Publish), link(Role::Consume), link(Role::Admin));
+        let lanes = (0..LANES)
+            .map(|_| lane::Lane::start(&publish, &tasks))
+            .collect();
+        Ok(Arc::new(Self {
+            links: follow(&publish, &consume, &tasks),
+            exchanges: Exchanges::new(publish.clone()),
+            pool: Pool::new(consume, endpoint, tasks.clone(), stop.clone()),
+            publish,
+            admin,
+            lanes,
+            next_lane: AtomicUsize::new(0),
+            stop,
+            tasks,
+        }))
+    }
+
+    /// Waits until the links stand, at most for `patience`.
+    pub async fn connected(&self, patience: Duration) -> bool {
+        let mut links = self.links();
+        let up = links
+            .wait_for(|links| links.publish == LinkState::Up && links.consume == LinkState::Up);
+        let ready = timeout(patience, up).await;
+        matches!(ready, Ok(Ok(_))) && self.publish.up().is_some()
+    }
+}
+
+/// Sums the links up.
+fn follow(publish: &Link, consume: &Link, tasks: &TaskTracker) -> watch::Receiver<Links> {
+    fn sum(publish: &watch::Receiver<State>, consume: &watch::Receiver<State>) -> Links {
+        let state = |link: &watch::Receiver<State>| match &*link.borrow() {
+            State::Down => LinkState::Down,
+            State::Up(up) if up.blocked => LinkState::Blocked,
+            State::Up(_) => LinkState::Up,
+        };
+        Links {
+            publish: state(publish),
+            consume: state(consume),
+        }
+    }
+    let (mut publish, mut consume) = (publish.watch(), consume.watch());
+    let (sender, receiver) = watch::channel(sum(&publish, &consume));
+    tasks.spawn(async move {
+        let (mut publish_open, mut consume_open) = (true, true);
+        while publish_open || consume_open {
+            tokio::select! {
+                changed = publish.changed(), if publish_open => publish_open = changed.is_ok(),
+                changed = consume.changed(), if consume_open => consume_open = changed.is_ok(),
+            }
+            let now = sum(&publish, &consume);
+            sender.send_if_modified(|links| std::mem::replace(links, now) != now);
+        }
+    });
+    receiver
+}
+
+#[async_trait]
+impl Broker for RabbitMq {
+    async fn check_exchange(&self, exchange: &str, deadline: Instant) -> Result<(), Error> {
+        self.exchanges.check(exchange, deadline).await
+    }
+
+    fn lane(&self) -> Lane {
+        Lane(self.next_lane.fetch_add(1, Ordering::Relaxed) % LANES)
+    }
+
+    fn publish(&self, lane: Lane, publish: Publish, receipt: Receipt) {
+        if let Some(lane) = self.lanes.get(lane.0) {
+            lane.publish((publish, receipt));
+        }
+    }
+
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {
+        let deadline = subscribe.deadline;
+        let running = timeout_at(deadline, consumer::subscribe(&self.pool, subscribe));
+        let running = running.await.map_err(|_| Error::TimedOut)??;
+        Ok(Box::new(running))
+    }
+
+    async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
+        let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
+        let declaring = declare::declare(&up.connection, topology);
+        timeout(DECLARE_TIMEOUT, declaring)
+            .await
+            .unwrap_or(Err(Error::TimedOut))
+    }
+
+    fn links(&self) -> watch::Receiver<Links> {
+        self.links.clone()
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+    }
+}

@@ -1,0 +1,115 @@
+//! The connections that subscriptions share. A new one is opened when all are well used, so that no connection's socket or
+//! channel limit holds the streams back.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::Connection;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::link::{Endpoint, Link, Role};
+use crate::broker::Error;
+
+/// RabbitMQ allows 2,047 channels a connection by default (<https://www.rabbitmq.com/docs/channels#channel-max>);
+/// far fewer share one socket fairly.
+const CHANNELS_PER_LINK: usize = 256;
+const LINKS_MAX: usize = 40;
+/// How long a subscriber waits for a link that is down before it is told so.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) struct Pool {
+    endpoint: Endpoint,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    links: Mutex<Vec<Shared>>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    link: Link,
+    used: Arc<AtomicUsize>,
+}
+
+/// A channel's place on a connection, given back on drop.
+pub(super) struct Place {
+    connection: Arc<Connection>,
+    _seat: Seat,
+}
+
+struct Seat(Arc<AtomicUsize>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Place {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Pool {
+    /// `first` carries subscriptions until it is full.
+    pub(super) fn new(
+        first: Link,
+        endpoint: Endpoint,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let links = Mutex::new(vec![Shared {
+            link: first,
+            used: Arc::default(),
+        }]);
+        Self {
+            endpoint,
+            tasks,
+            stop,
+            links,
+        }
+    }
+
+    pub(super) async fn place(&self, deadline: Instant) -> Result<Place, Error> {
+        let (link, seat) = self.seat()?;
+        let patience = deadline
+            .saturating_duration_since(Instant::now())
+            .min(PATIENCE);
+        let up = link.ready(patience).await.ok_or(Error::Down)?;
+        Ok(Place {
+            connection: up.connection,
+            _seat: seat,
+        })
+    }
+
+    fn seat(&self) -> Result<(Link, Seat), Error> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = links
+            .iter()
+            .position(|shared| shared.used.load(Ordering::Relaxed) < CHANNELS_PER_LINK);
+        let shared = match free {
+            Some(index) => links[index].clone(),
+            None if links.len() < LINKS_MAX => {
+                let link = Link::start(
+                    self.endpoint.clone(),
+                    Role::Consume,
+                    &self.tasks,
+                    self.stop.clone(),
+                );
+                let used = Arc::default();
+                let shared = Shared { link, used };
+                links.push(shared.clone());
+                shared
+            }
+            None => return Err(Error::TooManySubscriptions),
+        };
+        shared.used.fetch_add(1, Ordering::Relaxed);
+        Ok((shared.link, Seat(shared.used)))
+    }
+}

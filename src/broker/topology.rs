@@ -1,0 +1,353 @@
+//! Exchanges, queues and bindings, as they are written in a topology file (TOML) and declared on a broker.
+//!
+//! A queue with `dead_letter = true` (the default of work queues) also gets `<queue>.dlq`, bound to the direct exchange
+//! [`DEAD_LETTER_EXCHANGE`] under the queue's name.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Deserialize;
+
+use super::Entity;
+use crate::names;
+
+/// The direct exchange that dead letters of managed queues go to.
+pub const DEAD_LETTER_EXCHANGE: &str = "courtier.dlx";
+
+/// The queue that takes the dead letters of `queue`.
+pub fn dead_letter_queue(queue: &str) -> String {
+    format!("{queue}.dlq")
+}
+
+/// What is to exist on the broker: complete, every default filled in.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Topology {
+    pub exchanges: Vec<Exchange>,
+    pub queues: Vec<Queue>,
+    pub bindings: Vec<Binding>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exchange {
+    pub name: String,
+    pub kind: ExchangeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, strum::Display)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum ExchangeKind {
+    Direct,
+    Topic,
+    Fanout,
+    Headers,
+}
+
+/// A durable queue. Limits that are `None` do not apply.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    pub name: String,
+    pub kind: QueueKind,
+    pub message_ttl: Option<Duration>,
+    pub max_length: Option<u64>,
+    /// Classic queues only; 1 to 255.
+    pub max_priority: Option<u8>,
+    /// Exchange and routing key for rejected and expired messages. A queue with a `max_length` refuses
+    /// publishes when full (`reject-publish`), so that the publisher is told.
+    pub dead_letter: Option<DeadLetter>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, strum::Display)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum QueueKind {
+    Quorum,
+    Classic,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    pub exchange: String,
+    pub routing_key: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Binding {
+    pub exchange: String,
+    pub queue: String,
+    pub routing_key: String,
+    /// What a headers exchange matches; else empty.
+    pub arguments: BTreeMap<String, String>,
+}
+
+/// Something that exists otherwise than the topology says. It is used as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    pub what: Entity,
+    pub name: String,
+    /// In the broker's words.
+    pub detail: String,
+}
+
+/// Durations that the environment sets and the file's queues default to.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueDefaults {
+    /// `MESSAGE_TTL`
+    pub message_ttl: Duration,
+    /// `DLQ_TTL`
+    pub dead_letter_ttl: Duration,
+}
+
+impl Queue {
+    /// A queue without limits.
+    pub fn bare(name: &str, kind: QueueKind) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            message_ttl: None,
+            max_length: None,
+            max_priority: None,
+            dead_letter: None,
+        }
+    }
+}
+
+/// Most ready messages of a work queue before it refuses more, unless the file says otherwise.
+const DEFAULT_MAX_LENGTH: u64 = 10_000;
+
+/// Why a topology file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum BadTopology {
+    #[error("{0}")]
+    Toml(#[from] toml::de::Error),
+    #[error("{what} {name:?}: {problem}")]
+    Entry {
+        what: Entity,
+        name: String,
+        problem: String,
+    },
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    exchanges: Vec<FileExchange>,
+    #[serde(default)]
+    queues: Vec<FileQueue>,
+    #[serde(default)]
+    bindings: Vec<FileBinding>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileExchange {
+    name: String,
+    #[serde(rename = "type", default = "topic")]
+    kind: ExchangeKind,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileQueue {
+    name: String,
+    #[serde(rename = "type")]
+    kind: Option<QueueKind>,
+    /// `"24h"`, or milliseconds; `"none"` for no limit.
+    message_ttl: Option<TtlText>,
+    /// 0: no limit.
+    max_length: Option<u64>,
+    max_priority: Option<u8>,
+    #[serde(default = "yes")]
+    dead_letter: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum TtlText {
+    Milliseconds(u64),
+    Text(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileBinding {
+    exchange: String,
+    queue: String,
+    #[serde(default)]
+    routing_key: String,
+    #[serde(default)]
+    arguments: BTreeMap<String, String>,
+}
+
+fn topic() -> ExchangeKind {
+    ExchangeKind::Topic
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Topology {
+    /// Reads a topology file and fills in what it leaves out.
+    pub fn parse(text: &str, defaults: &QueueDefaults) -> Result<Self, BadTopology> {
+        let file: File = toml::from_str(text)?;
+        let mut topology = Self::default();
+        for exchange in file.exchanges {
+            check(Entity::Exchange, &exchange.name, names::exchange)?;
+            topology.exchanges.push(Exchange {
+                name: exchange.name,
+                kind: exchange.kind,
+            });
+        }
+        let dead_letters = file.queues.iter().any(|queue| queue.dead_letter);
+        if dead_letters {
+            topology.exchanges.push(Exchange {
+                name: DEAD_LETTER_EXCHANGE.to_owned(),
+                kind: ExchangeKind::Direct,
+            });
+        }
+        for queue in file.queues {
+            check(Entity::Queue, &queue.name, names::queue)?;
+            topology.add_queue(queue, defaults)?;
+        }
+        for binding in file.bindings {
+            check(Entity::Exchange, &binding.exchange, names::exchange)?;
+            check(Entity::Queue, &binding.queue, names::queue)?;
+            topology.bindings.push(Binding {
+                exchange: binding.exchange,
+                queue: binding.queue,
+                routing_key: binding.routing_key,
+                arguments: binding.arguments,
+            });
+        }
+        Ok(topology)
+    }
+
+    fn add_queue(&mut self, queue: FileQueue, defaults: &QueueDefaults) -> Result<(), BadTopology> {
+        let bad = |problem: &str| BadTopology::Entry {
+            what: Entity::Queue,
+            name: queue.name.clone(),
+            problem: problem.to_owned(),
+        };
+        let kind = match (queue.kind, queue.max_priority) {
+            (Some(QueueKind::Quorum), Some(_)) => {
+                return Err(bad(
+                    "quorum queues have no priorities; use type = \"classic\"",
+                ));
+            }
+            (Some(kind), _) => kind,
+            (None, Some(_)) => QueueKind::Classic,
+            (None, None) => QueueKind::Quorum,
+        };
+        let message_ttl = match &queue.message_ttl {
+            None => Some(defaults.message_ttl),
+            Some(TtlText::Milliseconds(ms)) => Some(Duration::from_millis(*ms)),
+            Some(TtlText::Text(text)) if text == "none" => None,
+            Some(TtlText::Text(text)) => {
+                let ttl = humantime::parse_duration(text);
+                Some(ttl.map_err(|error| bad(&format!("message_ttl {text:?}: {error}")))?)
+            }
+        };
+        let max_length = Some(queue.max_length.unwrap_or(DEFAULT_MAX_LENGTH)).filter(|n| *n > 0);
+        let dead_letter = queue.dead_letter.then(|| DeadLetter {
+            exchange: DEAD_LETTER_EXCHANGE.to_owned(),
+            routing_key: queue.name.clone(),
+        });
+        if queue.dead_letter {
+            let target = dead_letter_queue(&queue.name);
+            check(Entity::Queue, &target, names::queue)?;
+            self.bindings.push(Binding {
+                exchange: DEAD_LETTER_EXCHANGE.to_owned(),
+                queue: target.clone(),
+                routing_key: queue.name.clone(),
+                arguments: BTreeMap::new(),
+            });
+            self.queues.push(Queue {
+                message_ttl: Some(defaults.dead_letter_ttl),
+                ..Queue::bare(&target, QueueKind::Quorum)
+            });
+        }
+        self.queues.push(Queue {
+            name: queue.name,
+            kind,
+            message_ttl,
+            max_length,
+            max_priority: queue.max_priority,
+            dead_letter,
+        });
+        Ok(())
+    }
+}
+
+fn check(
+    what: Entity,
+    name: &str,
+    rule: fn(&str) -> Result<(), names::Refused>,
+) -> Result<(), BadTopology> {
+    rule(name).map_err(|refused| BadTopology::Entry {
+        what,
+        name: name.to_owned(),
+        problem: refused.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULTS: QueueDefaults = QueueDefaults {
+        message_ttl: Duration::from_secs(86_400),
+        dead_letter_ttl: Duration::from_secs(604_800),
+    };
+
+    #[test]
+    fn the_shipped_example_has_the_eleven_pairs_and_their_dead_letter_queues() {
+        let example = include_str!("../../examples/topology.toml");
+        let topology = Topology::parse(example, &DEFAULTS).expect("the example is valid");
+        for service in [
+            "auth",
+            "products",
+            "baskets",
+            "orders",
+            "addresses",
+            "deliveries",
+            "newsletters",
+            "sav",
+            "contacts",
+            "questions",
+            "websites",
+        ] {
+            let (exchange, queue) = (format!("{service}_exchange"), format!("{service}_queue"));
+            let pair = |b: &Binding| b.exchange == exchange && b.queue == queue;
+            assert!(topology.bindings.iter().any(pair), "{service}");
+            let find = |name: &str| topology.queues.iter().find(|q| q.name == name).cloned();
+            let work = find(&queue).expect("declared");
+            assert_eq!(work.message_ttl, Some(DEFAULTS.message_ttl));
+            assert_eq!(work.max_length, Some(10_000));
+            let dead = find(&dead_letter_queue(&queue)).expect("declared");
+            assert_eq!(dead.message_ttl, Some(DEFAULTS.dead_letter_ttl));
+            assert_eq!(dead.dead_letter, None);
+        }
+        assert_eq!(topology.queues.len(), 22);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("[[queues]]\nname = \"amq.q\"", "amq."),
+            (
+                "[[queues]]\nname = \"q\"\ntype = \"quorum\"\nmax_priority = 5",
+                "priorities",
+            ),
+            ("[[queues]]\nname = \"q\"\nmessage_ttl = \"soon\"", "soon"),
+            ("[[queue]]\nname = \"q\"", "unknown field"),
+        ];
+        for (text, named) in cases {
+            let error = Topology::parse(text, &DEFAULTS)
+                .expect_err(text)
+                .to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}

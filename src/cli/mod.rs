@@ -1,0 +1,92 @@
+//! The command line: the server, and a client for people and scripts.
+
+mod config;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A gRPC gateway in front of RabbitMQ that tells the truth about every message.
+#[derive(Parser)]
+#[command(name = "courtier", version, propagate_version = true, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused as it is (do not repeat);
+4 not done, try again; 5 in doubt (publish again with the same message id).
+
+Try it:  courtier serve --topology-file examples/topology.toml
+         courtier publish orders_exchange order.created --text '{\"id\":1}'
+         courtier subscribe orders_queue";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(serve::Flags),
+    /// Check or show the configuration that `serve` would use
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(flags) => serve::run(&flags),
+        Command::Config(command) => config::run(&command),
+    }
+}
+
+/// What went wrong, and the exit code that says so.
+struct Exit {
+    code: u8,
+    message: String,
+}
+
+impl Exit {
+    const FAILED: u8 = 1;
+    const USAGE: u8 = 2;
+
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+/// Runs a command on a runtime, and reports its failure.
+fn block_on(command: impl Future<Output = Result<(), Exit>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => Err(Exit::new(Exit::FAILED, error.to_string())),
+    };
+    report(outcome)
+}
+
+fn report(outcome: Result<(), Exit>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Exit { code, message }) => {
+            eprintln!("courtier: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

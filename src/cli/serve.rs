@@ -1,0 +1,147 @@
+//! `courtier serve`.
+
+use std::{collections::HashMap, net::SocketAddr, process::ExitCode};
+
+use clap::{Arg, ArgMatches, Args, FromArgMatches, error::Error};
+use tokio::net::TcpListener;
+
+use super::{Exit, block_on, chain, report};
+use crate::{
+    config::{
+        Config,
+        reader::{Reader, flag},
+        settings::{SETTINGS, Setting},
+    },
+    server, shutdown, telemetry,
+};
+
+/// A flag for each setting.
+pub(super) struct Flags(HashMap<String, String>);
+
+impl Args for Flags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let command = command.after_help(
+            "Every flag is also an environment variable, and a secret also a file that NAME_FILE names.\n\
+             COURTIER_CONFIG names a TOML file with the same names in lower case. Flags go first, then the environment,\n\
+             then the file. Times: milliseconds, or 30s, 5m, 24h.",
+        );
+        command.args(SETTINGS.iter().map(argument))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+fn argument(setting: &'static Setting) -> Arg {
+    let default = match setting.default {
+        "" => String::new(),
+        _ if setting.secret => String::new(),
+        default => format!(" [default: {default}]"),
+    };
+    Arg::new(setting.name)
+        .long(flag(setting).trim_start_matches('-').to_owned())
+        .value_name("VALUE")
+        .help(format!("{} [env: {}]{default}", setting.help, setting.name))
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
+        let given = SETTINGS.iter().filter_map(|setting| {
+            let value = matches.get_one::<String>(setting.name)?;
+            Some((setting.name.to_owned(), value.clone()))
+        });
+        Ok(Self(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Flags {
+    /// The configuration that these flags and the environment make.
+    pub(super) fn reader(&self) -> Reader {
+        Reader::new(
+            |name| self.0.get(name).cloned(),
+            |name| std::env::var(name).ok(),
+        )
+    }
+}
+
+pub(super) fn run(flags: &Flags) -> ExitCode {
+    let config = Config::read(flags.reader());
+    let config = config.map_err(|problems| Exit::new(Exit::USAGE, problems.to_string()));
+    let ready = config.and_then(|config| match telemetry::start(&config.log) {
+        Ok(()) => Ok(config),
+        Err(error) => Err(Exit::new(Exit::USAGE, format!("RUST_LOG: {error}"))),
+    });
+    match ready {
+        Ok(config) => block_on(serve(config)),
+        Err(exit) => report(Err(exit)),
+    }
+}
+
+async fn serve(config: Config) -> Result<(), Exit> {
+    let address = config.app.address;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        let hint = "is another gateway running? APP_PORT=0 picks a free port";
+        Exit::new(
+            Exit::FAILED,
+            format!("cannot listen on {address}: {error}; {hint}"),
+        )
+    })?;
+    let address = listener.local_addr().unwrap_or(address);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        service = config.app.name,
+        environment = config.app.environment,
+        "listening on {address}"
+    );
+    let example = config.topology.as_ref().and_then(|file| {
+        let binding = file
+            .topology
+            .bindings
+            .iter()
+            .find(|b| b.routing_key == "#")?;
+        Some((binding.exchange.clone(), binding.queue.clone()))
+    });
+    eprintln!("{}", next_steps(address, example));
+    let shutdown = async {
+        if let Err(error) = shutdown::requested().await {
+            tracing::error!(%error, "cannot wait for signals; stopping");
+        }
+    };
+    let ended = server::serve(config, listener, shutdown).await;
+    ended.map_err(|error| Exit::new(Exit::FAILED, chain(&error)))
+}
+
+/// What a newcomer types next. `example`: an exchange and a queue bound to it.
+fn next_steps(address: SocketAddr, example: Option<(String, String)>) -> String {
+    let (exchange, key, queue) = match example {
+        Some((exchange, queue)) => (exchange, "order.created", queue),
+        None => ("EXCHANGE".to_owned(), "KEY", "QUEUE".to_owned()),
+    };
+    let publish = format!(
+        r#"{{"exchange":"{exchange}","routing_key":"{key}","message":{{"json":{{"id":1}}}}}}"#
+    );
+    let subscribe = format!(r#"{{"start":{{"queues":["{queue}"],"auto_ack":true}}}}"#);
+    let schema = "--schema . --protocol grpc --http2-prior-knowledge";
+    let url = format!("http://{address}/courtier.v1");
+    format!(
+        "
+  Publish, and get the broker's answer:
+    courtier publish --server http://{address} {exchange} {key} --text '{{\"id\":1}}'
+    grpcurl -plaintext -d '{publish}' {address} courtier.v1.Publisher/Publish
+    buf curl {schema} -d '{publish}' {url}.Publisher/Publish
+  Receive:
+    courtier subscribe --server http://{address} {queue}
+    grpcurl -plaintext -d '{subscribe}' {address} courtier.v1.Subscriber/Subscribe
+  Look around:
+    grpcurl -plaintext {address} describe courtier.v1.Publisher
+    curl http://{address}/readyz
+  (the binary is target/debug/courtier after `make run`; in another folder, name it by its path)
+"
+    )
+}

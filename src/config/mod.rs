@@ -1,0 +1,283 @@
+//! Configuration: what can be set ([`settings`]), where from ([`reader`]), and what it means (here).
+//!
+//! Everything is read and checked before any socket opens, and all that is wrong is reported at once.
+
+pub mod reader;
+pub mod settings;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use secrecy::SecretString;
+
+use self::reader::{Problems, Reader};
+use crate::{
+    broker::{
+        rabbitmq,
+        topology::{QueueDefaults, Topology},
+    },
+    gateway::Limits,
+};
+
+/// All of it.
+#[derive(Debug)]
+pub struct Config {
+    pub app: App,
+    /// `None`: the embedded broker.
+    pub rabbitmq: Option<rabbitmq::Options>,
+    pub topology: Option<TopologyFile>,
+    pub limits: Limits,
+    pub http: Http,
+    pub log: Log,
+}
+
+/// What the process is called and where it listens.
+#[derive(Debug)]
+pub struct App {
+    pub name: String,
+    pub environment: String,
+    pub address: SocketAddr,
+}
+
+/// What is declared at start.
+#[derive(Debug)]
+pub struct TopologyFile {
+    pub path: PathBuf,
+    pub topology: Topology,
+}
+
+/// Limits of connections.
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// Origins whose pages may call; empty: none.
+    pub cors_origins: Vec<String>,
+    pub max_streams_per_connection: u32,
+    pub max_connection_age: Duration,
+    pub keepalive_interval: Duration,
+    pub keepalive_timeout: Duration,
+}
+
+/// How the process speaks.
+#[derive(Debug)]
+pub struct Log {
+    pub json: bool,
+    pub filter: String,
+}
+
+impl Config {
+    /// Reads and checks everything.
+    pub fn read(reader: Reader) -> Result<Self, Problems> {
+        let mut reader = reader;
+        let app = App::read(&mut reader);
+        let rabbitmq = rabbitmq(&mut reader);
+        let defaults = QueueDefaults {
+            message_ttl: reader.duration("MESSAGE_TTL"),
+            dead_letter_ttl: reader.duration("DLQ_TTL"),
+        };
+        let config = Self {
+            topology: topology(&mut reader, &defaults),
+            limits: limits(&mut reader, &defaults),
+            http: Http {
+                cors_origins: reader.list("CORS_ORIGINS"),
+                max_streams_per_connection: reader.number("MAX_STREAMS_PER_CONNECTION"),
+                max_connection_age: reader.duration("MAX_CONNECTION_AGE"),
+                keepalive_interval: reader.duration("KEEPALIVE_INTERVAL"),
+                keepalive_timeout: reader.duration("KEEPALIVE_TIMEOUT"),
+            },
+            log: Log {
+                json: reader.one_of("LOG_FORMAT", &["text", "json"]) == "json",
+                filter: reader.text("RUST_LOG"),
+            },
+            app,
+            rabbitmq,
+        };
+        reader.finish(config)
+    }
+}
+
+impl App {
+    fn read(reader: &mut Reader) -> Self {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let host = match reader.text("APP_HOST").as_str() {
+            "localhost" => loopback,
+            text => {
+                let expected = "an IP address, such as 127.0.0.1 or 0.0.0.0";
+                reader.parsed("APP_HOST", text, expected, loopback)
+            }
+        };
+        let auth = reader.one_of("AUTH", &["", "none", "required"]);
+        if auth == "required" {
+            reader.problem(
+                "AUTH",
+                "this version holds no credentials, so nobody could call; only \"none\" works",
+            );
+        } else if auth.is_empty() && !host.is_loopback() {
+            reader.problem(
+                "APP_HOST",
+                &format!("{host} is reachable from outside, and nothing asks callers who they are; say AUTH=none to allow that, or stay on 127.0.0.1"),
+            );
+        }
+        Self {
+            name: reader.text("APP_NAME"),
+            environment: reader.text("APP_ENV"),
+            address: SocketAddr::new(host, reader.number("APP_PORT")),
+        }
+    }
+}
+
+/// RabbitMQ, when any of its variables is set.
+fn rabbitmq(reader: &mut Reader) -> Option<rabbitmq::Options> {
+    let ca_pem = reader.file("RABBITMQ_CA_FILE");
+    let url = match reader.optional("RABBITMQ_URL") {
+        Some(url) => url,
+        None => rabbitmq_url(reader)?,
+    };
+    let options = rabbitmq::Options {
+        url: SecretString::from(url),
+        ca_pem,
+    };
+    match options.check() {
+        Ok(()) => Some(options),
+        Err(problem) => {
+            reader.problem("RABBITMQ_URL", &problem.to_string());
+            None
+        }
+    }
+}
+
+fn rabbitmq_url(reader: &mut Reader) -> Option<String> {
+    let Some(host) = reader.optional("RABBITMQ_HOST") else {
+        // RABBITMQ_PORT alone may come from Kubernetes, which sets it for a service named rabbitmq.
+        let meant = ["RABBITMQ_USER", "RABBITMQ_PASSWORD", "RABBITMQ_VHOST"];
+        if let Some(name) = meant.into_iter().find(|name| reader.is_set(name)) {
+            let problem = "is not set, although another of its variables is; without it the embedded broker would run, which keeps nothing";
+            reader.problem("RABBITMQ_HOST", &format!("{problem} ({name} is set)"));
+        }
+        return None;
+    };
+    let port = reader.text("RABBITMQ_PORT");
+    // Kubernetes: tcp://10.0.0.1:5672
+    let digits = port.rsplit(':').next().unwrap_or(&port).to_owned();
+    let port: u16 = reader.parsed("RABBITMQ_PORT", &digits, "a port", 0);
+    let (user, password) = (
+        reader.text("RABBITMQ_USER"),
+        reader.text("RABBITMQ_PASSWORD"),
+    );
+    let vhost = reader.text("RABBITMQ_VHOST");
+    let [user, password, vhost] = [user, password, vhost].map(|text| escape(&text));
+    Some(format!("amqp://{user}:{password}@{host}:{port}/{vhost}"))
+}
+
+/// Percent-encodes a part of a URL.
+fn escape(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+fn topology(reader: &mut Reader, defaults: &QueueDefaults) -> Option<TopologyFile> {
+    let path = PathBuf::from(reader.optional("TOPOLOGY_FILE")?);
+    let text = reader.file("TOPOLOGY_FILE")?;
+    match Topology::parse(&text, defaults) {
+        Ok(topology) => Some(TopologyFile { path, topology }),
+        Err(error) => {
+            reader.problem("TOPOLOGY_FILE", &error.to_string());
+            None
+        }
+    }
+}
+
+fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
+    Limits {
+        max_payload_bytes: reader.bytes("MAX_PAYLOAD"),
+        max_in_flight_bytes: reader.bytes("MAX_IN_FLIGHT"),
+        publish_timeout: reader.duration("PUBLISH_TIMEOUT"),
+        publish_window: reader.number("PUBLISH_STREAM_WINDOW"),
+        max_outstanding: reader.number("MAX_OUTSTANDING"),
+        max_subscriptions: reader.number("MAX_SUBSCRIPTIONS"),
+        shutdown_grace: reader.duration("SHUTDOWN_GRACE"),
+        dead_letter_ttl: defaults.dead_letter_ttl,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(set: &[(&str, &str)]) -> Result<Config, String> {
+        Config::read(Reader::fixed(set)).map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn nothing_set_means_the_embedded_broker_on_loopback() {
+        let config = read(&[]).expect("defaults are valid");
+        assert!(config.rabbitmq.is_none());
+        assert_eq!(config.app.address.to_string(), "127.0.0.1:8011");
+        assert_eq!(config.app.name, "messages-broker");
+    }
+
+    #[test]
+    fn the_specifications_variables_work_as_they_are() {
+        let config = read(&[
+            ("APP_PORT", "9000"),
+            ("RABBITMQ_HOST", "127.0.0.1"),
+            ("RABBITMQ_PORT", "5672"),
+            ("RABBITMQ_USER", "a@b"),
+            ("RABBITMQ_PASSWORD", "p/w:?"),
+            ("RABBITMQ_VHOST", "/"),
+            ("MESSAGE_TTL", "86400000"),
+            ("DLQ_TTL", "7d"),
+        ])
+        .expect("valid");
+        assert!(config.rabbitmq.is_some());
+        assert_eq!(
+            config.limits.dead_letter_ttl,
+            Duration::from_secs(7 * 86_400)
+        );
+    }
+
+    #[test]
+    fn a_port_that_kubernetes_injected_is_understood() {
+        let set = [
+            ("RABBITMQ_HOST", "localhost"),
+            ("RABBITMQ_PORT", "tcp://10.0.0.7:5671"),
+        ];
+        read(&set).expect("valid");
+        assert!(read(&set[1..]).expect("valid").rabbitmq.is_none());
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let problems = read(&[
+            ("APP_PORT", "http"),
+            ("MESSAGE_TTL", "soon"),
+            ("LOG_FORMAT", "xml"),
+            ("APP_HOST", "0.0.0.0"),
+            ("RABBITMQ_USER", "u"),
+        ])
+        .expect_err("wrong");
+        for name in [
+            "APP_PORT",
+            "MESSAGE_TTL",
+            "LOG_FORMAT",
+            "APP_HOST",
+            "RABBITMQ_HOST",
+        ] {
+            assert!(problems.contains(name), "{name} in {problems}");
+        }
+    }
+
+    #[test]
+    fn an_open_port_must_be_asked_for() {
+        assert!(read(&[("APP_HOST", "0.0.0.0")]).is_err());
+        assert!(read(&[("APP_HOST", "0.0.0.0"), ("AUTH", "none")]).is_ok());
+    }
+
+    #[test]
+    fn guest_is_for_loopback_only() {
+        assert!(read(&[("RABBITMQ_HOST", "rabbitmq")]).is_err());
+        assert!(read(&[("RABBITMQ_HOST", "localhost")]).is_ok());
+        assert!(read(&[("RABBITMQ_URL", "amqp://guest:guest@10.0.0.1/")]).is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! Every setting there is: its name in the environment, its default, and what it means. From this table come the flags of
+//! `courtier serve` and what `courtier config print` shows.
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// The environment variable. As a flag, `APP_PORT` is `--app-port`; in the file, `app_port`.
+    pub name: &'static str,
+    /// Empty: not set.
+    pub default: &'static str,
+    /// Never shown, and may come from the file named in `NAME_FILE`.
+    pub secret: bool,
+    pub help: &'static str,
+}
+
+const fn setting(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting {
+        name,
+        default,
+        secret: false,
+        help,
+    }
+}
+
+const fn secret(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting {
+        name,
+        default,
+        secret: true,
+        help,
+    }
+}
+
+/// All settings, in the order in which they are shown.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "APP_NAME",
+        "messages-broker",
+        "Name of this service, in /api/health and logs",
+    ),
+    setting("APP_ENV", "local", "Name of the environment, for logs"),
+    setting(
+        "APP_HOST",
+        "127.0.0.1",
+        "IP address to listen on; other than loopback only with AUTH=none",
+    ),
+    setting(
+        "APP_PORT",
+        "8011",
+        "Port to listen on: gRPC, gRPC-Web and HTTP; 0 picks a free one",
+    ),
+    setting(
+        "AUTH",
+        "",
+        "\"none\": anybody who reaches the port may call. Unset: loopback only",
+    ),
+    secret(
+        "RABBITMQ_URL",
+        "",
+        "amqp://user:password@host:port/vhost or amqps://…; goes before the other RABBITMQ_ names",
+    ),
+    setting(
+        "RABBITMQ_HOST",
+        "",
+        "RabbitMQ's host; unset, and no RABBITMQ_URL: the embedded broker",
+    ),
+    setting("RABBITMQ_PORT", "5672", "RabbitMQ's AMQP port"),
+    setting("RABBITMQ_USER", "guest", "User; guest only on loopback"),
+    secret("RABBITMQ_PASSWORD", "guest", "Password"),
+    setting("RABBITMQ_VHOST", "/", "Virtual host"),
+    setting(
+        "RABBITMQ_CA_FILE",
+        "",
+        "Certificates (PEM) to trust for amqps besides the public ones",
+    ),
+    setting(
+        "TOPOLOGY_FILE",
+        "",
+        "Exchanges, queues and bindings to declare at start (TOML; see examples/topology.toml)",
+    ),
+    setting(
+        "MESSAGE_TTL",
+        "86400000",
+        "How long messages wait in declared work queues",
+    ),
+    setting(
+        "DLQ_TTL",
+        "604800000",
+        "How long messages wait in declared dead-letter queues",
+    ),
+    setting(
+        "PUBLISH_TIMEOUT",
+        "30s",
+        "How long a publish may take when its caller sets no deadline",
+    ),
+    setting(
+        "PUBLISH_STREAM_WINDOW",
+        "1024",
+        "Unanswered publishes of one PublishStream",
+    ),
+    setting("MAX_PAYLOAD", "4MiB", "Size of one payload"),
+    setting(
+        "MAX_IN_FLIGHT",
+        "256MiB",
+        "Payloads that wait for their outcome, over all callers",
+    ),
+    setting(
+        "MAX_OUTSTANDING",
+        "10000",
+        "Unsettled deliveries that one subscription may ask for; at most 65535",
+    ),
+    setting("MAX_SUBSCRIPTIONS", "10000", "Subscriptions at a time"),
+    setting(
+        "SHUTDOWN_GRACE",
+        "20s",
+        "How long settling goes on after SIGTERM",
+    ),
+    setting(
+        "CORS_ORIGINS",
+        "",
+        "Origins whose web pages may call, separated by commas; \"*\" for all",
+    ),
+    setting(
+        "MAX_STREAMS_PER_CONNECTION",
+        "256",
+        "Calls at a time on one connection",
+    ),
+    setting(
+        "MAX_CONNECTION_AGE",
+        "1h",
+        "After so long a connection is asked to reconnect, so that load spreads; streams may finish",
+    ),
+    setting(
+        "KEEPALIVE_INTERVAL",
+        "20s",
+        "How often an idle connection is pinged",
+    ),
+    setting(
+        "KEEPALIVE_TIMEOUT",
+        "10s",
+        "How long an answer to a ping may take",
+    ),
+    setting("LOG_FORMAT", "text", "\"text\" or \"json\""),
+    setting(
+        "RUST_LOG",
+        "info",
+        "Log filter, such as courtier=debug (https://docs.rs/tracing-subscriber, EnvFilter)",
+    ),
+];

@@ -1,0 +1,277 @@
+//! What callers are told when something fails: one table from what happened to a code, a reason and what to do.
+//! The protocols in front (gRPC, HTTP) only translate [`Failure`].
+
+use std::time::Duration;
+
+use crate::{
+    broker::{self, Fate, InDoubt, NotSent},
+    gateway::{
+        publish::Outcome,
+        subscribe::{End, Refused},
+        validate::Invalid,
+    },
+};
+
+/// The standard codes of gRPC (<https://grpc.io/docs/guides/status-codes/>), as far as they are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    FailedPrecondition,
+    ResourceExhausted,
+    Unavailable,
+    DeadlineExceeded,
+}
+
+/// Why, for programs: `google.rpc.ErrorInfo.reason`. Fixed names; clients switch on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+pub enum Reason {
+    Unroutable,
+    QueueFull,
+    BrokerDown,
+    BrokerBlocked,
+    BrokerRefused,
+    Overloaded,
+    ConfirmLost,
+    ConfirmTimeout,
+    InvalidMessage,
+    InvalidRequest,
+    PayloadTooLarge,
+    ReservedHeader,
+    ExchangeNotFound,
+    QueueNotFound,
+    QueueDeleted,
+    QueueLocked,
+    TooManySubscriptions,
+    Forbidden,
+    GatewayStopping,
+    DeadlineExceeded,
+}
+
+/// A failure, as a caller is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub code: Code,
+    pub reason: Reason,
+    /// What happened and what to do, in English.
+    pub message: String,
+    /// When trying again makes sense.
+    pub retry_after: Option<Duration>,
+    /// The field that is at fault, and its fault.
+    pub violation: Option<(String, String)>,
+    /// What became of the publish: one of the API's outcomes, without its prefix.
+    pub publish_outcome: Option<&'static str>,
+}
+
+/// How soon to try again: when the trouble passes by itself, and when somebody must make room first.
+const SOON: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(5);
+
+impl Failure {
+    fn new(code: Code, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            retry_after: None,
+            violation: None,
+            publish_outcome: None,
+        }
+    }
+
+    fn retry(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    fn publish(mut self, outcome: &'static str) -> Self {
+        self.publish_outcome = Some(outcome);
+        self
+    }
+
+    /// The caller's deadline came.
+    pub fn deadline() -> Self {
+        Self::new(
+            Code::DeadlineExceeded,
+            Reason::DeadlineExceeded,
+            "the deadline of the call came",
+        )
+    }
+
+    /// The gateway stops.
+    pub fn stopping() -> Self {
+        let message = "this gateway is stopping; call again and reach another";
+        Self::new(Code::Unavailable, Reason::GatewayStopping, message).retry(SOON)
+    }
+
+    /// A request that cannot be carried out as it is.
+    pub fn invalid_request(invalid: Invalid) -> Self {
+        let mut failure = Self::from(invalid);
+        if failure.reason == Reason::InvalidMessage {
+            failure.reason = Reason::InvalidRequest;
+        }
+        failure
+    }
+
+    /// What became of a publish that is not confirmed.
+    pub fn of_publish(outcome: Outcome) -> Option<Self> {
+        Some(match outcome {
+            Outcome::Fate(Fate::Confirmed) => return None,
+            Outcome::Fate(Fate::Unroutable) => Self::new(
+                Code::FailedPrecondition,
+                Reason::Unroutable,
+                "no queue takes this routing key: bind one, or set allow_unroutable",
+            )
+            .publish("UNROUTABLE"),
+            Outcome::Fate(Fate::Rejected) => Self::new(
+                Code::ResourceExhausted,
+                Reason::QueueFull,
+                "a bound queue is full and refused the message; other queues may have stored it",
+            )
+            .retry(LATER)
+            .publish("REJECTED"),
+            Outcome::Fate(Fate::NotSent(why)) => Self::not_sent(why).publish("NOT_SENT"),
+            Outcome::Fate(Fate::InDoubt(why)) => Self::in_doubt(why).publish("IN_DOUBT"),
+            Outcome::Invalid(invalid) => Self::from(invalid).publish("INVALID"),
+        })
+    }
+
+    fn not_sent(why: NotSent) -> Self {
+        match why {
+            NotSent::BrokerDown => {
+                Self::broker_down("the broker cannot be reached; the message was not sent")
+            }
+            NotSent::BrokerBlocked => Self::new(
+                Code::Unavailable,
+                Reason::BrokerBlocked,
+                "the broker takes no messages (memory or disk alarm); the message was not sent",
+            )
+            .retry(LATER),
+            NotSent::Overloaded => Self::new(
+                Code::ResourceExhausted,
+                Reason::Overloaded,
+                "too much waits for the broker; the message was not sent",
+            )
+            .retry(SOON),
+        }
+    }
+
+    fn in_doubt(why: InDoubt) -> Self {
+        match why {
+            InDoubt::ConfirmLost => Self::new(
+                Code::Unavailable,
+                Reason::ConfirmLost,
+                "the link broke before the broker confirmed; the message may be stored: publish it again with the same message_id",
+            )
+            .retry(SOON),
+            InDoubt::ConfirmTimeout => Self::new(
+                Code::DeadlineExceeded,
+                Reason::ConfirmTimeout,
+                "the broker did not confirm in time; the message may be stored: publish it again with the same message_id",
+            )
+            .retry(SOON),
+        }
+    }
+
+    fn broker_down(message: &'static str) -> Self {
+        Self::new(Code::Unavailable, Reason::BrokerDown, message).retry(SOON)
+    }
+
+    /// Why a subscription was not opened.
+    pub fn of_refusal(refused: Refused) -> Self {
+        match refused {
+            Refused::Invalid(invalid) => Self::invalid_request(invalid),
+            Refused::Broker(error) => Self::from(error),
+            Refused::Stopping => Self::stopping(),
+        }
+    }
+
+    /// Why a subscription ended.
+    pub fn of_end(end: End) -> Option<Self> {
+        Some(match end {
+            End::Done => return None,
+            End::Invalid(invalid) => Self::invalid_request(invalid),
+            End::QueueDeleted(queue) => Self::new(
+                Code::NotFound,
+                Reason::QueueDeleted,
+                format!("queue {queue:?} was deleted"),
+            ),
+            End::BrokerDown => Self::broker_down(
+                "the link to the broker broke; what was unsettled returns to its queue: subscribe again",
+            ),
+            End::Stopping => Self::stopping(),
+            End::DeadlineExceeded => Self::deadline(),
+        })
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        use Code::{InvalidArgument, NotFound, PermissionDenied};
+        let message = invalid.to_string();
+        let (code, reason, field) = match invalid {
+            Invalid::Field { field, problem } => {
+                let mut failure = Self::new(InvalidArgument, Reason::InvalidMessage, message);
+                failure.violation = Some((field.into_owned(), problem.into_owned()));
+                return failure;
+            }
+            Invalid::PayloadTooLarge { .. } => (
+                InvalidArgument,
+                Reason::PayloadTooLarge,
+                Some("message.payload"),
+            ),
+            Invalid::ReservedHeader(_) => (
+                InvalidArgument,
+                Reason::ReservedHeader,
+                Some("message.headers"),
+            ),
+            Invalid::ExchangeNotFound(_) => (NotFound, Reason::ExchangeNotFound, None),
+            Invalid::Forbidden(..) => (PermissionDenied, Reason::Forbidden, None),
+        };
+        let mut failure = Self::new(code, reason, message);
+        failure.violation = field.map(|field| (field.to_owned(), failure.message.clone()));
+        failure
+    }
+}
+
+impl From<broker::Error> for Failure {
+    fn from(error: broker::Error) -> Self {
+        use broker::{Entity, Error};
+        let message = error.to_string();
+        match error {
+            Error::Down | Error::TimedOut => {
+                Self::new(Code::Unavailable, Reason::BrokerDown, message).retry(SOON)
+            }
+            Error::Blocked => {
+                Self::new(Code::Unavailable, Reason::BrokerBlocked, message).retry(LATER)
+            }
+            Error::NotFound { what, .. } => {
+                let reason = match what {
+                    Entity::Exchange => Reason::ExchangeNotFound,
+                    Entity::Queue | Entity::Binding => Reason::QueueNotFound,
+                };
+                Self::new(Code::NotFound, reason, message)
+            }
+            Error::Forbidden { .. } => {
+                Self::new(Code::PermissionDenied, Reason::Forbidden, message)
+            }
+            Error::Locked { .. } => {
+                Self::new(Code::FailedPrecondition, Reason::QueueLocked, message)
+            }
+            Error::TooManySubscriptions => Self::new(
+                Code::ResourceExhausted,
+                Reason::TooManySubscriptions,
+                message,
+            )
+            .retry(LATER),
+            // The broker's own words may name its inside; they are logged, not shown.
+            Error::Differs { .. } | Error::Refused(_) => {
+                tracing::warn!(%error, "the broker refused");
+                let message = "the broker refused; the gateway's log says why";
+                Self::new(Code::FailedPrecondition, Reason::BrokerRefused, message)
+            }
+        }
+    }
+}

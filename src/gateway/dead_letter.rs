@@ -1,0 +1,182 @@
+//! Moves a failed delivery to its queue's dead-letter queue: the copy is confirmed before the original is acked.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Gateway;
+use crate::{
+    broker::{
+        Delivery, Fate, Publish, Receipt,
+        topology::{Queue, QueueKind, Topology, dead_letter_queue},
+    },
+    message::{Message, Value, header},
+};
+
+/// How much of each error text is kept, in bytes.
+pub const MAX_ERROR_TEXT: usize = 4 * 1024;
+/// How long a copy may take to be confirmed.
+const COPY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a consumer failed, in its own words.
+#[derive(Clone, Debug, Default)]
+pub struct ErrorDetail {
+    pub kind: String,
+    pub message: String,
+    pub stack: String,
+}
+
+/// What is to happen with the failed message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Try again, after this delay or as the retry schedule says.
+    Retry(Option<Duration>),
+    /// No more automatic tries.
+    Park,
+}
+
+/// The copy is not confirmed; the original must stay.
+#[derive(Debug, thiserror::Error)]
+#[error("the dead-letter copy is not confirmed: {0:?}")]
+pub struct NotStored(Fate);
+
+impl Gateway {
+    /// Stores a copy of `delivery`, that came from `queue`, in `<queue>.dlq`. Makes that queue if it is missing.
+    pub(super) async fn dead_letter(&self, queue: String, copy: Message) -> Result<(), NotStored> {
+        let target = dead_letter_queue(&queue);
+        match self.store(&target, copy.clone()).await {
+            Fate::Confirmed => return Ok(()),
+            Fate::Unroutable => {}
+            fate => return Err(NotStored(fate)),
+        }
+        let missing = Topology {
+            queues: vec![Queue {
+                message_ttl: Some(self.limits.dead_letter_ttl),
+                ..Queue::bare(&target, QueueKind::Quorum)
+            }],
+            ..Topology::default()
+        };
+        match self.broker.declare(&missing).await {
+            Ok(_) => tracing::info!(queue = target, "made a missing dead-letter queue"),
+            Err(error) => {
+                tracing::warn!(queue = target, %error, "cannot make a missing dead-letter queue");
+                return Err(NotStored(Fate::Unroutable));
+            }
+        }
+        match self.store(&target, copy).await {
+            Fate::Confirmed => Ok(()),
+            fate => Err(NotStored(fate)),
+        }
+    }
+
+    async fn store(&self, queue: &str, message: Message) -> Fate {
+        let (receipt, fate) = Receipt::single();
+        let publish = Publish {
+            publish_id: Uuid::now_v7(),
+            exchange: String::new(),
+            routing_key: queue.to_owned(),
+            mandatory: true,
+            message,
+            deadline: Instant::now() + COPY_TIMEOUT,
+            // The message is in memory already, under the subscription's credit.
+            admission: None,
+        };
+        self.broker.publish(self.broker.lane(), publish, receipt);
+        let lost = Fate::InDoubt(crate::broker::InDoubt::ConfirmLost);
+        fate.await.unwrap_or(lost)
+    }
+}
+
+/// The copy: the message as it was, with what happened to it in headers of the gateway's own.
+pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -> Message {
+    let mut copy = delivery.message.clone();
+    // The time to live was for waiting in the work queue; here it would lose the message.
+    copy.ttl_ms = None;
+    // The broker would route further copies by these.
+    copy.headers.remove("CC");
+    copy.headers.remove("BCC");
+    if let Some(id) = copy.headers.remove(header::PUBLISH_ID) {
+        let name = header::ORIGINAL_PUBLISH_ID.to_owned();
+        copy.headers.insert(name, id);
+    }
+    let mut note = |name: &str, value: String| {
+        copy.headers.insert(name.to_owned(), Value::text(value));
+    };
+    note(header::QUEUE, queue.to_owned());
+    note(header::EXCHANGE, delivery.exchange.clone());
+    note(header::ROUTING_KEY, delivery.routing_key.clone());
+    note(header::ERROR_TYPE, cut(&error.kind));
+    note(header::ERROR_MESSAGE, cut(&error.message));
+    note(header::ERROR_STACK, cut(&error.stack));
+    let action = match next {
+        Next::Retry(_) => "retry",
+        Next::Park => "dead_letter",
+    };
+    note(header::ACTION, action.to_owned());
+    if let Next::Retry(Some(delay)) = next {
+        let ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        let name = header::DELAY_MS.to_owned();
+        copy.headers.insert(name, Value::I64(ms));
+    }
+    copy
+}
+
+/// The beginning of a text, as much as is kept.
+fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_ERROR_TEXT)].to_owned()
+}
+
+/// Which attempt of the retry schedule a delivery is.
+pub fn attempt(message: &Message) -> u32 {
+    let attempt = message.headers.get(header::ATTEMPT);
+    let attempt = attempt.and_then(Value::as_integer).unwrap_or(1);
+    u32::try_from(attempt).unwrap_or(1).max(1)
+}
+
+/// The failed message that a delivery is a retry of.
+pub fn failed_id(message: &Message) -> Option<&str> {
+    message.headers.get(header::FAILED_ID)?.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_keeps_the_message_and_says_what_happened() {
+        let mut message = Message {
+            ttl_ms: Some(1),
+            payload: vec![0, 255].into(),
+            ..Message::default()
+        };
+        message.headers.insert("CC".into(), Value::Array(vec![]));
+        message.headers.insert("mine".into(), Value::I32(5));
+        let delivery = Delivery {
+            tag: 1,
+            queue: 0,
+            exchange: "e".into(),
+            routing_key: "k".into(),
+            redelivered: false,
+            message,
+        };
+        let error = ErrorDetail {
+            kind: "Declined".into(),
+            message: "é".repeat(MAX_ERROR_TEXT),
+            stack: String::new(),
+        };
+        let copy = copy(
+            &delivery,
+            "q",
+            Next::Retry(Some(Duration::from_secs(2))),
+            &error,
+        );
+        assert_eq!(copy.payload, delivery.message.payload);
+        assert_eq!(copy.ttl_ms, None);
+        assert_eq!(copy.headers.get("CC"), None);
+        assert_eq!(copy.headers.get("mine"), Some(&Value::I32(5)));
+        assert_eq!(copy.headers.get(header::DELAY_MS), Some(&Value::I64(2_000)));
+        let text = copy.headers[header::ERROR_MESSAGE].as_str().map(str::len);
+        assert_eq!(text, Some(MAX_ERROR_TEXT));
+    }
+}

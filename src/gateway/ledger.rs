@@ -1,0 +1,269 @@
+//! The books of one subscription: what is out, until when, and what became of what was settled.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use tokio::time::Instant;
+
+use super::ack_id::{AckId, Nonce};
+use crate::broker::{Delivery, Tag};
+
+/// How many settled deliveries are remembered, to tell a repeated settle from a late one.
+const REMEMBERED: usize = 10_000;
+
+/// How a delivery was settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    Ack,
+    Retry,
+    Requeue,
+    DeadLetter,
+    Discard,
+    /// The gateway itself acked it (`auto_ack`).
+    Automatic,
+    /// Its deadline came: it went back to its queue.
+    Lapsed,
+}
+
+/// What a client is told of a settle or an extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettleResult {
+    Ok,
+    Stale,
+    Invalid,
+    AlreadySettled,
+    NotSettled,
+}
+
+/// What is to be done about a settle.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The delivery is out: carry it out.
+    Open(Tag),
+    /// It is being carried out, in the same way: the answer is the same.
+    UnderWay(Tag),
+    /// Nothing: answer this.
+    Answered(SettleResult),
+}
+
+/// A delivery that the client has.
+#[derive(Debug)]
+pub struct Out {
+    pub delivery: Delivery,
+    deadline: Option<Instant>,
+    /// Being settled: the broker is asked for something that takes a while.
+    under_way: Option<Settled>,
+}
+
+/// The books.
+#[derive(Debug)]
+pub struct Ledger {
+    nonce: Nonce,
+    out: HashMap<Tag, Out>,
+    bytes: usize,
+    deadlines: BTreeSet<(Instant, Tag)>,
+    settled: HashMap<Tag, Settled>,
+    order: VecDeque<Tag>,
+    highest: Tag,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            nonce: Nonce::random(),
+            out: HashMap::new(),
+            bytes: 0,
+            deadlines: BTreeSet::new(),
+            settled: HashMap::new(),
+            order: VecDeque::new(),
+            highest: 0,
+        }
+    }
+}
+
+impl Ledger {
+    /// How many deliveries are out.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether nothing is out.
+    pub fn is_empty(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    /// How many payload bytes are out.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The client gets a delivery. `deadline`: when it goes back unless settled.
+    pub fn give(&mut self, delivery: Delivery, deadline: Option<Instant>) -> String {
+        let tag = delivery.tag;
+        self.highest = self.highest.max(tag);
+        self.bytes += delivery.message.payload.len();
+        self.deadlines.extend(deadline.map(|at| (at, tag)));
+        let out = Out {
+            delivery,
+            deadline,
+            under_way: None,
+        };
+        self.out.insert(tag, out);
+        self.nonce.ack_id(tag)
+    }
+
+    /// The ack id of a delivery of this subscription.
+    pub fn ack_id(&self, tag: Tag) -> String {
+        self.nonce.ack_id(tag)
+    }
+
+    /// What a settle of `ack_id` as `how` means.
+    pub fn claim(&self, ack_id: &str, how: Settled) -> Claim {
+        let tag = match self.nonce.read(ack_id) {
+            AckId::Malformed => return Claim::Answered(SettleResult::Invalid),
+            AckId::Foreign => return Claim::Answered(SettleResult::Stale),
+            AckId::Ours(tag) => tag,
+        };
+        match self.out.get(&tag) {
+            Some(out) => match out.under_way {
+                None => Claim::Open(tag),
+                Some(under_way) if under_way == how => Claim::UnderWay(tag),
+                Some(_) => Claim::Answered(SettleResult::AlreadySettled),
+            },
+            None => Claim::Answered(match self.settled.get(&tag) {
+                Some(Settled::Lapsed) => SettleResult::Stale,
+                Some(settled) if *settled == how => SettleResult::Ok,
+                Some(_) => SettleResult::AlreadySettled,
+                None if tag == 0 || tag > self.highest => SettleResult::Invalid,
+                None => SettleResult::Stale,
+            }),
+        }
+    }
+
+    /// Begins to settle what takes a while; its deadline no longer runs.
+    pub fn begin(&mut self, tag: Tag, how: Settled) -> Option<&Delivery> {
+        let out = self.out.get_mut(&tag)?;
+        out.under_way = Some(how);
+        if let Some(deadline) = out.deadline.take() {
+            self.deadlines.remove(&(deadline, tag));
+        }
+        Some(&out.delivery)
+    }
+
+    /// What was begun failed: the delivery is out again, until `deadline`.
+    pub fn reopen(&mut self, tag: Tag, deadline: Instant) {
+        if let Some(out) = self.out.get_mut(&tag) {
+            out.under_way = None;
+        }
+        self.extend(tag, deadline);
+    }
+
+    /// The delivery is settled.
+    pub fn settle(&mut self, tag: Tag, how: Settled) {
+        let Some(out) = self.out.remove(&tag) else {
+            return;
+        };
+        self.bytes -= out.delivery.message.payload.len();
+        if let Some(deadline) = out.deadline {
+            self.deadlines.remove(&(deadline, tag));
+        }
+        self.settled.insert(tag, how);
+        self.order.push_back(tag);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.settled.remove(&oldest);
+        }
+    }
+
+    /// A delivery gets another deadline.
+    pub fn extend(&mut self, tag: Tag, deadline: Instant) {
+        if let Some(out) = self.out.get_mut(&tag) {
+            if let Some(before) = out.deadline.replace(deadline) {
+                self.deadlines.remove(&(before, tag));
+            }
+            self.deadlines.insert((deadline, tag));
+        }
+    }
+
+    /// When the next delivery lapses.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// The deliveries whose deadline has come.
+    pub fn overdue(&self, now: Instant) -> Vec<Tag> {
+        let due = self.deadlines.iter().take_while(|(at, _)| *at <= now);
+        due.map(|(_, tag)| *tag).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::message::Message;
+
+    fn given(ledger: &mut Ledger, tag: Tag) -> String {
+        let delivery = Delivery {
+            tag,
+            queue: 0,
+            exchange: String::new(),
+            routing_key: String::new(),
+            redelivered: false,
+            message: Message::default(),
+        };
+        ledger.give(delivery, Some(Instant::now() + Duration::from_secs(60)))
+    }
+
+    #[test]
+    fn settling_twice_alike_is_ok_and_otherwise_already_settled() {
+        let mut ledger = Ledger::default();
+        let id = given(&mut ledger, 1);
+        assert_eq!(ledger.claim(&id, Settled::Ack), Claim::Open(1));
+        ledger.settle(1, Settled::Ack);
+        let answered = Claim::Answered;
+        assert_eq!(ledger.claim(&id, Settled::Ack), answered(SettleResult::Ok));
+        assert_eq!(
+            ledger.claim(&id, Settled::Requeue),
+            answered(SettleResult::AlreadySettled)
+        );
+    }
+
+    #[test]
+    fn what_lapsed_is_stale_and_what_was_never_given_is_invalid() {
+        let mut ledger = Ledger::default();
+        let id = given(&mut ledger, 1);
+        ledger.settle(1, Settled::Lapsed);
+        let stale = Claim::Answered(SettleResult::Stale);
+        assert_eq!(ledger.claim(&id, Settled::Ack), stale);
+        let never = ledger.ack_id(2);
+        let invalid = Claim::Answered(SettleResult::Invalid);
+        assert_eq!(ledger.claim(&never, Settled::Ack), invalid);
+        assert_eq!(Ledger::default().claim(&id, Settled::Ack), stale);
+    }
+
+    #[test]
+    fn a_settle_under_way_stops_the_deadline_and_its_failure_starts_it_again() {
+        let mut ledger = Ledger::default();
+        let id = given(&mut ledger, 1);
+        ledger.begin(1, Settled::Retry);
+        assert_eq!(ledger.next_deadline(), None);
+        assert_eq!(ledger.claim(&id, Settled::Retry), Claim::UnderWay(1));
+        let later = Instant::now() + Duration::from_secs(1);
+        ledger.reopen(1, later);
+        assert_eq!(ledger.next_deadline(), Some(later));
+        assert_eq!(ledger.claim(&id, Settled::Ack), Claim::Open(1));
+    }
+
+    #[test]
+    fn memory_of_the_settled_is_bounded() {
+        let mut ledger = Ledger::default();
+        for tag in 1..=20_000 {
+            given(&mut ledger, tag);
+            ledger.settle(tag, Settled::Ack);
+        }
+        assert_eq!(ledger.settled.len(), REMEMBERED);
+        assert!(ledger.is_empty() && ledger.bytes() == 0);
+    }
+}

@@ -1,0 +1,66 @@
+//! What the service does, one file a feature, whatever the protocol in front and the broker behind.
+
+pub mod ack_id;
+pub mod dead_letter;
+pub mod ledger;
+pub mod publish;
+pub mod subscribe;
+pub mod validate;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::broker::Broker;
+
+/// What bounds the gateway's work.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of one payload.
+    pub max_payload_bytes: usize,
+    /// Bytes of payloads that wait for their outcome, over all callers.
+    pub max_in_flight_bytes: usize,
+    /// How long one publish may take when its caller sets no deadline.
+    pub publish_timeout: Duration,
+    /// Unanswered publishes of one stream.
+    pub publish_window: usize,
+    /// Unsettled deliveries that one subscription may ask for.
+    pub max_outstanding: u32,
+    /// Subscriptions at a time.
+    pub max_subscriptions: usize,
+    /// How long settling goes on after the gateway was told to stop.
+    pub shutdown_grace: Duration,
+    /// How long a dead letter is kept in a queue that the gateway makes.
+    pub dead_letter_ttl: Duration,
+}
+
+/// The service, shared by all protocols.
+#[derive(Clone)]
+pub struct Gateway {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) limits: Arc<Limits>,
+    /// Payload bytes that may still come in.
+    admission: Arc<Semaphore>,
+    subscriptions: Arc<Semaphore>,
+    /// Cancelled when the gateway is told to stop: streams wind up.
+    pub(crate) stopping: CancellationToken,
+    /// Streams under way.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Gateway {
+    /// A gateway over `broker`. `stopping`: see [`Limits::shutdown_grace`].
+    pub fn new(broker: Arc<dyn Broker>, limits: Limits, stopping: CancellationToken) -> Self {
+        let admission = Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS));
+        let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
+        Self {
+            broker,
+            limits: Arc::new(limits),
+            admission: Arc::new(admission),
+            subscriptions: Arc::new(subscriptions),
+            stopping,
+            tasks: TaskTracker::new(),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Publishing: check, admit, hand over, and say what became of it.
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+use uuid::Uuid;
+
+use super::{
+    Gateway,
+    validate::{self, Invalid},
+};
+use crate::{
+    broker::{Error, Fate, InDoubt, Lane, NotSent, Publish, Receipt},
+    message::Message,
+};
+
+/// A message that a client wants published.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    pub exchange: String,
+    pub routing_key: String,
+    pub message: Message,
+    /// A message that no queue takes counts as confirmed.
+    pub allow_unroutable: bool,
+}
+
+/// What became of a publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The client's, or the gateway's.
+    pub message_id: String,
+    /// `None`: refused before it got one.
+    pub publish_id: Option<Uuid>,
+    pub outcome: Outcome,
+}
+
+/// The fate of a publish, or why it was refused before it could have one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Fate(Fate),
+    Invalid(Invalid),
+}
+
+impl From<Fate> for Outcome {
+    fn from(fate: Fate) -> Self {
+        Self::Fate(fate)
+    }
+}
+
+impl From<Invalid> for Outcome {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+/// What a publish is called, from the moment that it is accepted for checking.
+#[derive(Clone, Debug)]
+struct Ids {
+    message_id: String,
+    publish_id: Uuid,
+}
+
+impl Gateway {
+    /// Publishes one message. Answers at the latest at `deadline`; a caller that goes away meanwhile drops nothing.
+    pub async fn publish(&self, outgoing: Outgoing, deadline: Instant) -> Published {
+        match self.prepare(outgoing, deadline).await {
+            Err(refused) => refused,
+            Ok((ids, publish)) => {
+                let (receipt, fate) = Receipt::single();
+                self.broker.publish(self.broker.lane(), publish, receipt);
+                let lost = Fate::InDoubt(InDoubt::ConfirmLost);
+                ids.published(fate.await.unwrap_or(lost))
+            }
+        }
+    }
+
+    /// Checks a message and makes it ready for the broker. The error is its fate already.
+    async fn prepare(
+        &self,
+        mut outgoing: Outgoing,
+        deadline: Instant,
+    ) -> Result<(Ids, Publish), Published> {
+        if let Err(invalid) = validate::outgoing(&outgoing, self.limits.max_payload_bytes) {
+            return Err(Published::refused(outgoing.message.message_id, invalid));
+        }
+        let publish_id = Uuid::now_v7();
+        let message_id = outgoing
+            .message
+            .message_id
+            .get_or_insert_with(|| Uuid::now_v7().hyphenated().to_string());
+        let ids = Ids {
+            message_id: message_id.clone(),
+            publish_id,
+        };
+        if let Err(outcome) = self.exchange_takes(&outgoing.exchange, deadline).await {
+            return Err(ids.published(outcome));
+        }
+        let size = u32::try_from(outgoing.message.payload.len()).unwrap_or(u32::MAX);
+        let Ok(admission) = self.admission.clone().try_acquire_many_owned(size) else {
+            return Err(ids.published(Fate::NotSent(NotSent::Overloaded)));
+        };
+        let publish = Publish {
+            publish_id,
+            exchange: outgoing.exchange,
+            routing_key: outgoing.routing_key,
+            mandatory: !outgoing.allow_unroutable,
+            message: outgoing.message,
+            deadline,
+            admission: Some(admission),
+        };
+        Ok((ids, publish))
+    }
+
+    async fn exchange_takes(&self, exchange: &str, deadline: Instant) -> Result<(), Outcome> {
+        let checking = self.broker.check_exchange(exchange, deadline);
+        let checked = timeout_at(deadline, checking).await;
+        checked
+            .unwrap_or(Err(Error::TimedOut))
+            .map_err(|error| match error {
+                Error::NotFound { name, .. } => Invalid::ExchangeNotFound(name).into(),
+                Error::Forbidden { what, name } => Invalid::Forbidden(what, name).into(),
+                Error::Blocked => Fate::NotSent(NotSent::BrokerBlocked).into(),
+                _ => Fate::NotSent(NotSent::BrokerDown).into(),
+            })
+    }
+
+    /// Publishes that share a lane, and their results as they come.
+    pub fn publishes(&self) -> Publishes {
+        let (answers, inbox) = mpsc::unbounded_channel();
+        Publishes {
+            gateway: self.clone(),
+            lane: self.broker.lane(),
+            pending: slab::Slab::new(),
+            answers,
+            inbox,
+        }
+    }
+}
+
+impl Ids {
+    fn published(self, outcome: impl Into<Outcome>) -> Published {
+        Published {
+            message_id: self.message_id,
+            publish_id: Some(self.publish_id),
+            outcome: outcome.into(),
+        }
+    }
+}
+
+impl Published {
+    /// A publish that was refused as it stands.
+    pub fn refused(message_id: Option<String>, invalid: Invalid) -> Self {
+        Self {
+            message_id: message_id.unwrap_or_default(),
+            publish_id: None,
+            outcome: invalid.into(),
+        }
+    }
+}
+
+/// The publishes of one stream or batch: stored in the order of [`submit`](Self::submit), answered in any.
+pub struct Publishes {
+    gateway: Gateway,
+    lane: Lane,
+    /// What is unanswered; the key goes with the receipt.
+    pending: slab::Slab<(u64, Ids)>,
+    answers: mpsc::UnboundedSender<(usize, Fate)>,
+    inbox: mpsc::UnboundedReceiver<(usize, Fate)>,
+}
+
+impl Publishes {
+    /// How many are unanswered.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Hands a message over under `sequence`. The answer is its fate when that is known at once.
+    pub async fn submit(
+        &mut self,
+        sequence: u64,
+        outgoing: Outgoing,
+        deadline: Instant,
+    ) -> Option<Published> {
+        match self.gateway.prepare(outgoing, deadline).await {
+            Err(published) => Some(published),
+            Ok((ids, publish)) => {
+                let key = self.pending.insert((sequence, ids));
+                let receipt = Receipt::keyed(key, &self.answers);
+                self.gateway.broker.publish(self.lane, publish, receipt);
+                None
+            }
+        }
+    }
+
+    /// Waits for results: at least one, then all that are ready, at most `limit`. Empty when nothing is pending.
+    pub async fn results(&mut self, limit: usize) -> Vec<(u64, Published)> {
+        if self.pending.is_empty() {
+            return Vec::new();
+        }
+        let mut fates = Vec::new();
+        self.inbox.recv_many(&mut fates, limit).await;
+        fates
+            .into_iter()
+            .filter_map(|(key, fate)| {
+                let (sequence, ids) = self.pending.try_remove(key)?;
+                Some((sequence, ids.published(fate)))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,65 @@
+//! `grpc.health.v1.Health`: which services work, as the links to the broker come and go.
+
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health as HealthApi, HealthServer},
+    server::{HealthReporter, HealthService},
+};
+
+use super::proto::{publisher_server, subscriber_server};
+use crate::broker::{LinkState, Links};
+
+/// The health of each service and of the whole (`""`).
+#[derive(Clone)]
+pub struct Health {
+    reporter: HealthReporter,
+}
+
+impl Health {
+    /// Nothing serves yet.
+    pub async fn starting() -> Self {
+        let health = Self {
+            reporter: HealthReporter::new(),
+        };
+        let down = Links {
+            publish: LinkState::Down,
+            consume: LinkState::Down,
+        };
+        health.report(down).await;
+        health
+    }
+
+    /// What the links allow. A blocked link publishes nothing, and the service as a whole still works.
+    pub async fn report(&self, links: Links) {
+        let publisher = links.publish == LinkState::Up;
+        let subscriber = links.consume != LinkState::Down;
+        let whole = links.publish != LinkState::Down && subscriber;
+        self.set("", whole).await;
+        self.set(publisher_server::SERVICE_NAME, publisher).await;
+        self.set(subscriber_server::SERVICE_NAME, subscriber).await;
+    }
+
+    /// The gateway is about to stop.
+    pub async fn stopping(&self) {
+        for service in [
+            "",
+            publisher_server::SERVICE_NAME,
+            subscriber_server::SERVICE_NAME,
+        ] {
+            self.set(service, false).await;
+        }
+    }
+
+    async fn set(&self, service: &str, serving: bool) {
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        self.reporter.set_service_status(service, status).await;
+    }
+
+    pub(super) fn server(&self) -> HealthServer<impl HealthApi> {
+        HealthServer::new(HealthService::from_health_reporter(self.reporter.clone()))
+    }
+}

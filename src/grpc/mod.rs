@@ -1,0 +1,65 @@
+//! gRPC: one file a `.proto`. Each converts in, calls the gateway, and converts out.
+//!
+//! To add an rpc: write it in its `.proto`, implement it in the file of that name here on top of the file of that name in
+//! `gateway/`, and test it in `tests/it/`. A new service is added in [`routes`] and in `build.rs`.
+
+pub mod codec;
+pub mod convert;
+pub mod deadline;
+mod health;
+mod publisher;
+pub mod status;
+mod subscriber;
+
+use tonic::{codec::CompressionEncoding, service::Routes};
+use tonic_web::GrpcWebService;
+use tower::Layer;
+
+use self::proto::{publisher_server::PublisherServer, subscriber_server::SubscriberServer};
+use crate::gateway::Gateway;
+
+pub use self::health::Health;
+
+/// The generated messages, servers and clients of package `courtier.v1`.
+pub mod proto {
+    tonic::include_proto!("courtier.v1");
+}
+
+/// The compiled `.proto` files, comments included.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// What a request may hold besides its payload: headers, properties, and the encoding's own bytes.
+const ENVELOPE_BYTES: usize = 64 * 1024;
+
+/// Adds all services to `routes`.
+pub fn routes(
+    routes: Routes,
+    gateway: &Gateway,
+    health: &Health,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let request_bytes = gateway.limits.max_payload_bytes + ENVELOPE_BYTES;
+    // Decompression is bounded by the same limit as the plain message.
+    let publisher = PublisherServer::new(publisher::Service::new(gateway.clone()))
+        .max_decoding_message_size(request_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
+    let subscriber = SubscriberServer::new(subscriber::Service::new(gateway.clone()))
+        .max_decoding_message_size(request_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(routes
+        .add_service(web(publisher))
+        .add_service(web(subscriber))
+        .add_service(web(health.server()))
+        .add_service(web(reflection().build_v1()?))
+        // grpcurl before 1.9 and other older tools ask for the alpha version only.
+        .add_service(web(reflection().build_v1alpha()?)))
+}
+
+/// Speaks gRPC-Web as well.
+fn web<S>(service: S) -> GrpcWebService<S> {
+    tonic_web::GrpcWebLayer::new().layer(service)
+}

@@ -1,0 +1,248 @@
+//! `courtier.v1.Publisher`.
+
+use futures::{FutureExt, StreamExt, stream::BoxStream};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    convert,
+    deadline::Deadline,
+    proto::{
+        Outcome as ProtoOutcome, PublishBatchRequest, PublishBatchResponse, PublishRequest,
+        PublishResponse, PublishResult, PublishStreamRequest, PublishStreamResponse,
+        publisher_server::Publisher,
+    },
+    status,
+};
+use crate::{
+    broker::Fate,
+    error::Failure,
+    gateway::{
+        Gateway,
+        publish::{Outcome, Published, Publishes},
+        validate::Invalid,
+    },
+    timer::until,
+};
+
+/// Messages of one batch.
+const MAX_BATCH: usize = 1_000;
+/// Results of one response.
+const RESULTS: usize = 256;
+/// Responses on their way to a client that does not read.
+const RESPONSES: usize = 4;
+
+pub(super) struct Service {
+    gateway: Gateway,
+}
+
+impl Service {
+    pub(super) fn new(gateway: Gateway) -> Self {
+        Self { gateway }
+    }
+
+    /// When a publish of this request is answered.
+    fn deadline<T>(&self, request: &Request<T>) -> Instant {
+        let own = Instant::now() + self.gateway.limits.publish_timeout;
+        match request.extensions().get::<Deadline>() {
+            Some(callers) => callers.answer_by.min(own),
+            None => own,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Publisher for Service {
+    async fn publish(
+        &self,
+        request: Request<PublishRequest>,
+    ) -> Result<Response<PublishResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let published = match convert::outgoing(request.into_inner()) {
+            Ok(outgoing) => self.gateway.publish(outgoing, deadline).await,
+            Err(refused) => refused,
+        };
+        let publish_id = convert::publish_id(&published);
+        match Failure::of_publish(published.outcome) {
+            Some(failure) => Err(failure.into()),
+            None => Ok(Response::new(PublishResponse {
+                message_id: published.message_id,
+                publish_id,
+                outcome: ProtoOutcome::Confirmed.into(),
+            })),
+        }
+    }
+
+    async fn publish_batch(
+        &self,
+        request: Request<PublishBatchRequest>,
+    ) -> Result<Response<PublishBatchResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let messages = request.into_inner().messages;
+        let count = messages.len();
+        if count == 0 || count > MAX_BATCH {
+            let problem = format!("must hold 1 to {MAX_BATCH} messages, not {count}");
+            return Err(status::invalid_request(Invalid::field("messages", problem)));
+        }
+        let mut results = vec![PublishResult::default(); count];
+        let mut put = |(sequence, published): (u64, Published)| {
+            if let Some(place) = usize::try_from(sequence)
+                .ok()
+                .and_then(|i| results.get_mut(i))
+            {
+                *place = result(sequence, published);
+            }
+        };
+        let mut publishes = self.gateway.publishes();
+        for (message, sequence) in messages.into_iter().zip(0..) {
+            let at_once = submit(&mut publishes, sequence, Some(message), deadline).await;
+            at_once
+                .into_iter()
+                .for_each(|published| put((sequence, published)));
+        }
+        while publishes.pending() > 0 {
+            publishes
+                .results(count)
+                .await
+                .into_iter()
+                .for_each(&mut put);
+        }
+        Ok(Response::new(PublishBatchResponse { results }))
+    }
+
+    type PublishStreamStream = BoxStream<'static, Result<PublishStreamResponse, Status>>;
+
+    async fn publish_stream(
+        &self,
+        request: Request<Streaming<PublishStreamRequest>>,
+    ) -> Result<Response<Self::PublishStreamStream>, Status> {
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let (responses, receiver) = mpsc::channel(RESPONSES);
+        let run = PublishRun {
+            gateway: self.gateway.clone(),
+            publishes: self.gateway.publishes(),
+            deadline,
+            responses,
+        };
+        self.gateway.tasks.spawn(run.serve(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    }
+}
+
+/// One `PublishStream`.
+struct PublishRun {
+    gateway: Gateway,
+    publishes: Publishes,
+    deadline: Option<Deadline>,
+    responses: mpsc::Sender<Result<PublishStreamResponse, Status>>,
+}
+
+impl PublishRun {
+    async fn serve(mut self, mut requests: Streaming<PublishStreamRequest>) {
+        let window = self.gateway.limits.publish_window;
+        let stopping = self.gateway.stopping.clone();
+        let end = self.deadline.map(|deadline| deadline.answer_by);
+        let mut last = Ok(());
+        let mut reading = true;
+        while reading || self.publishes.pending() > 0 {
+            let results = tokio::select! {
+                // The client is gone; what was handed over goes on without it.
+                () = self.responses.closed() => return,
+                () = stopping.cancelled(), if reading => {
+                    reading = false;
+                    last = Err(Failure::stopping().into());
+                    continue;
+                }
+                () = until(end), if reading && end.is_some() => {
+                    reading = false;
+                    last = Err(Failure::deadline().into());
+                    continue;
+                }
+                results = self.publishes.results(RESULTS), if self.publishes.pending() > 0 => results,
+                request = requests.next(), if reading && self.publishes.pending() < window => {
+                    let mut next = Some(request);
+                    let mut at_once = Vec::new();
+                    // Take what has arrived with it, as far as the window goes.
+                    while let Some(request) = next.take() {
+                        match request {
+                            Some(Ok(request)) => at_once.extend(self.take(request).await),
+                            Some(Err(status)) => {
+                                reading = false;
+                                last = Err(status);
+                            }
+                            None => reading = false,
+                        }
+                        if reading && self.publishes.pending() < window && at_once.len() < RESULTS {
+                            next = requests.next().now_or_never();
+                        }
+                    }
+                    at_once
+                }
+            };
+            if results.is_empty() {
+                continue;
+            }
+            let results = results
+                .into_iter()
+                .map(|(sequence, published)| result(sequence, published))
+                .collect();
+            if self
+                .responses
+                .send(Ok(PublishStreamResponse { results }))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        if let Err(status) = last {
+            let _ = self.responses.send(Err(status)).await;
+        }
+    }
+
+    async fn take(&mut self, request: PublishStreamRequest) -> Option<(u64, Published)> {
+        let own = Instant::now() + self.gateway.limits.publish_timeout;
+        let deadline = self
+            .deadline
+            .map_or(own, |callers| callers.answer_by.min(own));
+        let sequence = request.sequence;
+        let at_once = submit(&mut self.publishes, sequence, request.publish, deadline).await;
+        at_once.map(|published| (sequence, published))
+    }
+}
+
+async fn submit(
+    publishes: &mut Publishes,
+    sequence: u64,
+    request: Option<PublishRequest>,
+    deadline: Instant,
+) -> Option<Published> {
+    let Some(request) = request else {
+        let missing = Invalid::field("publish", "must be set");
+        return Some(Published::refused(None, missing));
+    };
+    match convert::outgoing(request) {
+        Ok(outgoing) => publishes.submit(sequence, outgoing, deadline).await,
+        Err(refused) => Some(refused),
+    }
+}
+
+fn result(sequence: u64, published: Published) -> PublishResult {
+    let publish_id = convert::publish_id(&published);
+    let outcome = match &published.outcome {
+        Outcome::Fate(Fate::Confirmed) => ProtoOutcome::Confirmed,
+        Outcome::Fate(Fate::Unroutable) => ProtoOutcome::Unroutable,
+        Outcome::Fate(Fate::Rejected) => ProtoOutcome::Rejected,
+        Outcome::Fate(Fate::NotSent(_)) => ProtoOutcome::NotSent,
+        Outcome::Fate(Fate::InDoubt(_)) => ProtoOutcome::InDoubt,
+        Outcome::Invalid(_) => ProtoOutcome::Invalid,
+    };
+    PublishResult {
+        sequence,
+        message_id: published.message_id,
+        publish_id,
+        outcome: outcome.into(),
+        error: Failure::of_publish(published.outcome).map(status::embedded),
+    }
+}

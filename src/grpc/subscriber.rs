@@ -1,0 +1,225 @@
+//! `courtier.v1.Subscriber`.
+
+use std::time::{Duration, SystemTime};
+
+use futures::{StreamExt, future, stream::BoxStream};
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    convert,
+    deadline::Deadline,
+    proto::{
+        self, Deliveries, Delivery, Draining, Revoked, SettleResults, Started, SubscribeRequest,
+        SubscribeResponse, nack::Action as ProtoAction, settle_result::Result as ProtoResult,
+        subscribe_request::Request as ProtoRequest, subscribe_response::Response as ProtoResponse,
+        subscriber_server::Subscriber,
+    },
+    status,
+};
+use crate::{
+    error::Failure,
+    gateway::{
+        Gateway,
+        dead_letter::{self, ErrorDetail},
+        ledger::SettleResult,
+        subscribe::{self, Action, End, Event, Given, MAX_RETRY_DELAY, Nack, Start},
+        validate::Invalid,
+    },
+};
+
+/// A stream whose first request does not come by then is ended.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is repeated of an ack id.
+const ECHO_BYTES: usize = 256;
+
+pub(super) struct Service {
+    gateway: Gateway,
+}
+
+impl Service {
+    pub(super) fn new(gateway: Gateway) -> Self {
+        Self { gateway }
+    }
+}
+
+#[tonic::async_trait]
+impl Subscriber for Service {
+    type SubscribeStream = BoxStream<'static, Result<SubscribeResponse, Status>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let mut requests = request.into_inner();
+        let patience = Instant::now() + START_TIMEOUT;
+        let first = timeout_at(patience, requests.next()).await;
+        let first = match first {
+            Ok(Some(Ok(first))) => first.request,
+            Ok(Some(Err(status))) => return Err(status),
+            Ok(None) | Err(_) => None,
+        };
+        let Some(ProtoRequest::Start(start)) = first else {
+            let problem = "must be a Start: it comes first";
+            return Err(status::invalid_request(Invalid::field("request", problem)));
+        };
+        let start = read_start(start).map_err(status::invalid_request)?;
+        // An error of the transport is the client's end, like a half-close; if it is gone, the response stream tells.
+        let requests = requests
+            .take_while(|request| future::ready(request.is_ok()))
+            .filter_map(|request| future::ready(request.ok()))
+            .map(read_request)
+            .boxed();
+        let end = deadline.map(|deadline| deadline.answer_by);
+        let events = self.gateway.subscribe(start, requests, end).await;
+        let events = events.map_err(|refused| Status::from(Failure::of_refusal(refused)))?;
+        let responses = ReceiverStream::new(events).filter_map(|event| future::ready(write(event)));
+        Ok(Response::new(responses.boxed()))
+    }
+}
+
+fn read_start(start: proto::Start) -> Result<Start, Invalid> {
+    let ack_deadline = start.ack_deadline.map(|deadline| {
+        let field = "start.ack_deadline";
+        let deadline = convert::duration(deadline);
+        deadline.ok_or_else(|| Invalid::field(field, "must be from 1 s to 15 min"))
+    });
+    Ok(Start {
+        queues: start.queues,
+        max_outstanding: start.max_outstanding,
+        max_outstanding_bytes: start.max_outstanding_bytes,
+        auto_ack: start.auto_ack,
+        ack_deadline: ack_deadline.transpose()?,
+        client_id: start.client_id,
+        max_messages: start.max_messages,
+    })
+}
+
+fn read_request(request: SubscribeRequest) -> subscribe::Request {
+    match request.request {
+        None => subscribe::Request::Invalid(Invalid::field("request", "must be set")),
+        Some(ProtoRequest::Start(_)) => {
+            subscribe::Request::Invalid(Invalid::field("start", "must be sent only once"))
+        }
+        Some(ProtoRequest::Settle(settle)) => subscribe::Request::Settle {
+            acks: settle.ack_ids,
+            nacks: settle.nacks.into_iter().map(read_nack).collect(),
+        },
+        Some(ProtoRequest::Extend(extend)) => match read_extension(extend.ack_deadline) {
+            Ok(ack_deadline) => subscribe::Request::Extend {
+                ack_ids: extend.ack_ids,
+                ack_deadline,
+            },
+            Err(invalid) => subscribe::Request::Invalid(invalid),
+        },
+    }
+}
+
+fn read_extension(deadline: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
+    let field = "extend.ack_deadline";
+    let Some(deadline) = deadline else {
+        return Ok(None);
+    };
+    let deadline = convert::duration(deadline).unwrap_or_default();
+    subscribe::check_ack_deadline(field, deadline)?;
+    Ok(Some(deadline))
+}
+
+fn read_nack(nack: proto::Nack) -> Nack {
+    let error = nack.error.unwrap_or_default();
+    Nack {
+        action: read_action(nack.action, nack.delay),
+        ack_id: nack.ack_id,
+        error: ErrorDetail {
+            kind: error.r#type,
+            message: error.message,
+            stack: error.stack,
+        },
+    }
+}
+
+/// `None`: not an action that is allowed.
+fn read_action(action: i32, delay: Option<prost_types::Duration>) -> Option<Action> {
+    match (ProtoAction::try_from(action).ok()?, delay) {
+        (ProtoAction::Retry, None) => Some(Action::Retry(None)),
+        (ProtoAction::Retry, Some(delay)) => {
+            let delay = convert::duration(delay).filter(|delay| *delay <= MAX_RETRY_DELAY)?;
+            Some(Action::Retry(Some(delay)))
+        }
+        (_, Some(_)) | (ProtoAction::Unspecified, None) => None,
+        (ProtoAction::Requeue, None) => Some(Action::Requeue),
+        (ProtoAction::DeadLetter, None) => Some(Action::DeadLetter),
+        (ProtoAction::Discard, None) => Some(Action::Discard),
+    }
+}
+
+fn write(event: Event) -> Option<Result<SubscribeResponse, Status>> {
+    let response = match event {
+        Event::Started {
+            max_outstanding,
+            ack_deadline,
+        } => ProtoResponse::Started(Started {
+            max_outstanding,
+            ack_deadline: write_duration(ack_deadline),
+        }),
+        Event::Deliveries(given) => ProtoResponse::Deliveries(Deliveries {
+            deliveries: given.into_iter().map(write_delivery).collect(),
+        }),
+        Event::Results(results) => ProtoResponse::Results(SettleResults {
+            results: results.into_iter().map(write_result).collect(),
+        }),
+        Event::Revoked(ack_ids) => ProtoResponse::Revoked(Revoked {
+            ack_ids,
+            reason: "ACK_DEADLINE_EXCEEDED".to_owned(),
+        }),
+        Event::Draining { grace } => ProtoResponse::Draining(Draining {
+            reason: "GATEWAY_STOPPING".to_owned(),
+            grace: write_duration(grace),
+        }),
+        Event::End(End::Done) => return None,
+        Event::End(end) => return Failure::of_end(end).map(|failure| Err(failure.into())),
+    };
+    Some(Ok(SubscribeResponse {
+        response: Some(response),
+    }))
+}
+
+fn write_delivery(given: Given) -> Delivery {
+    let delivery = given.delivery;
+    let attempt = dead_letter::attempt(&delivery.message);
+    let failed_id = dead_letter::failed_id(&delivery.message).unwrap_or_default();
+    Delivery {
+        ack_id: given.ack_id,
+        queue: given.queue,
+        exchange: delivery.exchange,
+        routing_key: delivery.routing_key,
+        attempt,
+        redelivered: delivery.redelivered,
+        ack_deadline_time: given
+            .ack_deadline
+            .map(|deadline| (SystemTime::now() + deadline).into()),
+        failed_message_id: failed_id.to_owned(),
+        message: Some(convert::delivered(delivery.message)),
+    }
+}
+
+fn write_result((mut ack_id, result): (String, SettleResult)) -> proto::SettleResult {
+    ack_id.truncate(ack_id.floor_char_boundary(ECHO_BYTES));
+    let result = match result {
+        SettleResult::Ok => ProtoResult::Ok,
+        SettleResult::Stale => ProtoResult::Stale,
+        SettleResult::Invalid => ProtoResult::Invalid,
+        SettleResult::AlreadySettled => ProtoResult::AlreadySettled,
+        SettleResult::NotSettled => ProtoResult::NotSettled,
+    };
+    proto::SettleResult {
+        ack_id,
+        result: result.into(),
+    }
+}
+
+fn write_duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}

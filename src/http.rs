@@ -1,0 +1,68 @@
+//! Plain HTTP on the same port: health for probes and people.
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, Uri},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::broker::{LinkState, Links};
+
+#[derive(Clone)]
+struct Probes {
+    service: String,
+    links: watch::Receiver<Links>,
+}
+
+/// The routes. `service` is the name that `/api/health` answers.
+pub fn routes(service: &str, links: watch::Receiver<Links>) -> Router {
+    Router::new()
+        .route("/api/health", get(health))
+        .route("/livez", get(health))
+        .route("/readyz", get(ready))
+        .fallback(not_found)
+        .with_state(Probes {
+            service: service.to_owned(),
+            links,
+        })
+}
+
+/// Whether the process lives. It says nothing of the broker: a probe that restarts the gateway would not bring the broker back.
+async fn health(State(probes): State<Probes>) -> Json<serde_json::Value> {
+    Json(json!({"status": "healthy", "service": probes.service}))
+}
+
+/// Whether calls can be served: 200 when the links to the broker stand, else 503, with the state of each.
+async fn ready(State(probes): State<Probes>) -> Response {
+    let links = *probes.links.borrow();
+    let ready = links.publish != LinkState::Down && links.consume != LinkState::Down;
+    let state = |link| match link {
+        LinkState::Up => "up",
+        LinkState::Blocked => "blocked",
+        LinkState::Down => "down",
+    };
+    let body = json!({
+        "status": if ready { "ready" } else { "not ready" },
+        "service": probes.service,
+        "broker": {"publish": state(links.publish), "consume": state(links.consume)},
+    });
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(body)).into_response()
+}
+
+async fn not_found(uri: Uri) -> Response {
+    let message = format!(
+        "nothing at {}; gRPC clients find the services by reflection",
+        uri.path()
+    );
+    let error = json!({"code": 404, "reason": "NOT_FOUND", "message": message, "details": []});
+    (StatusCode::NOT_FOUND, Json(json!({ "error": error }))).into_response()
+}

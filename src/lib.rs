@@ -1,0 +1,19 @@
+//! Courtier: a gRPC gateway in front of RabbitMQ that tells the truth about every message.
+//!
+//! The map, from the socket inwards; imports run only downwards.
+pub mod cli; // the command line
+pub mod server; // one port, start to end
+pub mod shutdown;
+
+pub mod grpc; // one file a .proto
+pub mod http; // the same port, for probes and people
+
+pub mod broker;
+pub mod gateway; // what the service does, one file a feature // RabbitMQ, and the embedded broker
+
+pub mod config;
+pub mod error; // what callers are told
+pub mod message;
+pub mod names;
+pub mod telemetry;
+pub mod timer;

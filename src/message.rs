@@ -1,0 +1,119 @@
+//! A message as the gateway holds it: AMQP's properties with AMQP's types, free of any client library.
+//!
+//! Headers keep their native type through every copy, so that a message that is stored and republished is the same,
+//! byte for byte. The gRPC view of a message (JSON-like headers) is made at the edge, in `grpc::convert`.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+/// Names of the headers that the gateway itself writes. Clients may not send any `x-courtier-*` header.
+pub mod header {
+    /// What all of the gateway's own headers start with.
+    pub const PREFIX: &str = "x-courtier-";
+    /// The id of one publish (UUIDv7 text): how a returned message is recognised.
+    pub const PUBLISH_ID: &str = "x-courtier-publish-id";
+    /// On a dead-letter copy: the publish-id that the original came with; the copy's own is [`PUBLISH_ID`].
+    pub const ORIGINAL_PUBLISH_ID: &str = "x-courtier-original-publish-id";
+    /// Which attempt of the retry schedule this delivery is, from 1.
+    pub const ATTEMPT: &str = "x-courtier-attempt";
+    /// The failed message that this is a retry of.
+    pub const FAILED_ID: &str = "x-courtier-failed-id";
+    /// On a dead-letter copy: `retry` or `dead_letter`, as the consumer asked.
+    pub const ACTION: &str = "x-courtier-action";
+    /// On a dead-letter copy: the delay that the consumer asked for, in milliseconds.
+    pub const DELAY_MS: &str = "x-courtier-delay-ms";
+    /// On a dead-letter copy: the queue that the consumer had it from.
+    pub const QUEUE: &str = "x-courtier-queue";
+    /// On a dead-letter copy: the exchange that it was first published to.
+    pub const EXCHANGE: &str = "x-courtier-exchange";
+    /// On a dead-letter copy: the routing key that it was first published with.
+    pub const ROUTING_KEY: &str = "x-courtier-routing-key";
+    /// On a dead-letter copy: the error's class.
+    pub const ERROR_TYPE: &str = "x-courtier-error-type";
+    /// On a dead-letter copy: the error's text.
+    pub const ERROR_MESSAGE: &str = "x-courtier-error-message";
+    /// On a dead-letter copy: where the error arose.
+    pub const ERROR_STACK: &str = "x-courtier-error-stack";
+}
+
+/// Headers, ordered by name.
+pub type Table = BTreeMap<String, Value>;
+
+/// A header value with its AMQP 0-9-1 type, as RabbitMQ encodes it
+/// (<https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Void,
+    Bool(bool),
+    I8(i8),
+    U8(u8),
+    I16(i16),
+    U16(u16),
+    I32(i32),
+    U32(u32),
+    I64(i64),
+    F32(f32),
+    F64(f64),
+    /// `value` divided by 10 to the power of `scale`.
+    Decimal {
+        scale: u8,
+        value: u32,
+    },
+    /// A long string: bytes, by custom UTF-8.
+    Text(Bytes),
+    /// A byte array.
+    Blob(Bytes),
+    /// Seconds since 1970.
+    Timestamp(u64),
+    Array(Vec<Value>),
+    Table(Table),
+}
+
+impl Value {
+    /// A long string.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text(Bytes::from(text.into()))
+    }
+
+    /// The text of a long string that is UTF-8.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::Text(bytes) => std::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    /// The value of any integer type.
+    pub fn as_integer(&self) -> Option<i64> {
+        Some(match self {
+            Self::I8(n) => (*n).into(),
+            Self::U8(n) => (*n).into(),
+            Self::I16(n) => (*n).into(),
+            Self::U16(n) => (*n).into(),
+            Self::I32(n) => (*n).into(),
+            Self::U32(n) => (*n).into(),
+            Self::I64(n) => *n,
+            _ => return None,
+        })
+    }
+}
+
+/// A message: AMQP's basic properties and the payload. An absent property is `None`, not an empty text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Message {
+    pub message_id: Option<String>,
+    pub content_type: Option<String>,
+    pub content_encoding: Option<String>,
+    pub kind: Option<String>,
+    pub app_id: Option<String>,
+    pub correlation_id: Option<String>,
+    pub reply_to: Option<String>,
+    /// Seconds since 1970.
+    pub timestamp: Option<u64>,
+    pub priority: Option<u8>,
+    /// AMQP's `expiration`, in milliseconds.
+    pub ttl_ms: Option<u32>,
+    pub headers: Table,
+    pub payload: Bytes,
+}

@@ -1,0 +1,112 @@
+//! Which names of exchanges and queues the gateway accepts.
+//!
+//! Rights and the broker must see the same name, and two names that look alike must not be two: so control and invisible
+//! characters, blanks around and unnormalised text are refused, not mended.
+
+use unicode_normalization::is_nfc;
+
+/// AMQP's short strings hold so many bytes.
+pub const MAX_BYTES: usize = 255;
+
+/// Why a name is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Malformed.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// Well-formed, and not for clients.
+    #[error("names that begin with \"amq.\" belong to the broker")]
+    Reserved,
+}
+
+/// Checks the name of a queue.
+pub fn queue(name: &str) -> Result<(), Refused> {
+    if name.is_empty() {
+        // The broker would take it for "the queue declared last on this channel".
+        return Err(Refused::Invalid("must not be empty"));
+    }
+    name_of_either(name)
+}
+
+/// Checks the name of an exchange; empty is the default exchange.
+pub fn exchange(name: &str) -> Result<(), Refused> {
+    name_of_either(name)
+}
+
+/// Checks a routing key: any text without control characters that fits.
+pub fn routing_key(key: &str) -> Result<(), Refused> {
+    short_text(key)
+}
+
+/// Checks a text that travels as an AMQP short string.
+pub fn short_text(text: &str) -> Result<(), Refused> {
+    if text.len() > MAX_BYTES {
+        return Err(Refused::Invalid("must be at most 255 bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Refused::Invalid("must not contain control characters"));
+    }
+    Ok(())
+}
+
+fn name_of_either(name: &str) -> Result<(), Refused> {
+    short_text(name)?;
+    if name.chars().any(is_invisible) {
+        return Err(Refused::Invalid(
+            "must not contain invisible or direction-changing characters",
+        ));
+    }
+    if name.trim() != name {
+        return Err(Refused::Invalid("must not begin or end with a blank"));
+    }
+    if !is_nfc(name) {
+        return Err(Refused::Invalid("must be in Unicode normal form C"));
+    }
+    if name.starts_with("amq.") {
+        return Err(Refused::Reserved);
+    }
+    Ok(())
+}
+
+/// Zero-width characters, joiners, bidirectional marks and the byte order mark (<https://www.unicode.org/reports/tr36/>).
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_names_are_accepted() {
+        for name in ["orders_queue", "a/b.c", "é", "x", &"q".repeat(255)] {
+            assert_eq!(queue(name), Ok(()), "{name}");
+        }
+        assert_eq!(exchange(""), Ok(()));
+    }
+
+    #[test]
+    fn names_that_could_be_mistaken_are_refused() {
+        let hostile = [
+            "",
+            " q",
+            "q ",
+            "q\n",
+            "q\r",
+            "q\0",
+            "q\u{7f}",
+            "q\u{85}",
+            "q\u{202e}",
+            "q\u{200b}",
+            "e\u{301}",
+            &"q".repeat(256),
+        ];
+        for name in hostile {
+            assert!(matches!(queue(name), Err(Refused::Invalid(_))), "{name:?}");
+        }
+        assert_eq!(queue("amq.gen-1"), Err(Refused::Reserved));
+        assert_eq!(exchange("amq.topic"), Err(Refused::Reserved));
+    }
+}

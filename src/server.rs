@@ -1,0 +1,213 @@
+//! The server: one port for gRPC, gRPC-Web and HTTP, from start to orderly end.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use http::HeaderValue;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
+use tracing::{info, warn};
+
+use crate::{
+    broker::{Broker, Error, memory::MemoryBroker, rabbitmq::RabbitMq},
+    config::{App, Config, Http, TopologyFile},
+    gateway::{Gateway, Limits},
+    grpc::{self, Health, deadline::DeadlineLayer},
+    http as rest,
+};
+
+/// How long the broker may take to answer before the port opens without it.
+const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a topology that could not be declared is tried again.
+const DECLARE_AGAIN: Duration = Duration::from_secs(2);
+/// How long connections may take to end after the last stream did.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Receive windows: enough for a stream of small messages to never wait for the network's answer.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Why the server could not start or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("RABBITMQ_URL: {0}")]
+    Broker(#[from] crate::broker::rabbitmq::BadUrl),
+    #[error("the API's description does not load")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("CORS_ORIGINS: {0:?} is not an origin")]
+    Cors(String),
+    #[error("the server failed")]
+    Transport(#[from] tonic::transport::Error),
+    #[error("streams were still open when the grace ended, and were cut")]
+    Cut,
+}
+
+/// Serves on `listener` until `shutdown` completes, then winds up: health says NOT_SERVING, subscribers are told, publishes
+/// in flight are answered, unsettled deliveries return to their queues.
+pub async fn serve(
+    config: Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let broker = connect(&config).await?;
+    if let Some(file) = config.topology {
+        declare(broker.clone(), file).await;
+    }
+    run(
+        broker,
+        &config.app,
+        &config.http,
+        config.limits,
+        listener,
+        shutdown,
+    )
+    .await
+}
+
+/// The one place that chooses the broker.
+async fn connect(config: &Config) -> Result<Arc<dyn Broker>, ServeError> {
+    Ok(match &config.rabbitmq {
+        Some(options) => {
+            let broker = RabbitMq::start(options)?;
+            if !broker.connected(BROKER_PATIENCE).await {
+                warn!(
+                    "starting without the broker; it is tried on, and publishes are refused meanwhile"
+                );
+            }
+            broker
+        }
+        None => {
+            warn!(
+                "no RABBITMQ_HOST or RABBITMQ_URL: the embedded broker runs; it keeps nothing when this process ends"
+            );
+            MemoryBroker::new()
+        }
+    })
+}
+
+/// Declares the topology now, or in the background once the broker is there.
+async fn declare(broker: Arc<dyn Broker>, file: TopologyFile) {
+    if !declared(&*broker, &file).await {
+        tokio::spawn(async move {
+            while !declared(&*broker, &file).await {
+                tokio::time::sleep(DECLARE_AGAIN).await;
+            }
+        });
+    }
+}
+
+/// `false`: worth trying again.
+async fn declared(broker: &dyn Broker, file: &TopologyFile) -> bool {
+    let path = file.path.display();
+    match broker.declare(&file.topology).await {
+        Ok(differences) => {
+            for difference in &differences {
+                let (what, name, detail) = (difference.what, &difference.name, &difference.detail);
+                warn!(%what, name, detail, "exists otherwise than {path} says; used as it is");
+            }
+            let queues = file.topology.queues.len();
+            info!(queues, "declared {path}");
+            true
+        }
+        Err(Error::Down | Error::TimedOut) => false,
+        Err(error) => {
+            warn!(%error, "cannot declare all of {path}; what is missing stays missing");
+            true
+        }
+    }
+}
+
+/// Serves over a broker that is there. See [`serve`].
+pub async fn run(
+    broker: Arc<dyn Broker>,
+    app: &App,
+    http: &Http,
+    limits: Limits,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let stopping = CancellationToken::new();
+    let grace = limits.shutdown_grace;
+    let gateway = Gateway::new(broker.clone(), limits, stopping.clone());
+    let health = Health::starting().await;
+    let following = tokio::spawn(follow(health.clone(), broker.clone()));
+
+    let rest = rest::routes(&app.name, broker.links());
+    let routes = grpc::routes(Routes::from(rest), &gateway, &health)?;
+    let ended = CancellationToken::new();
+    let serving = Server::builder()
+        .accept_http1(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(http.max_streams_per_connection)
+        .max_connection_age(http.max_connection_age)
+        .http2_keepalive_interval(Some(http.keepalive_interval))
+        .http2_keepalive_timeout(Some(http.keepalive_timeout))
+        .layer(tower::util::option_layer(cors(&http.cors_origins)?))
+        .layer(DeadlineLayer)
+        .add_routes(routes.prepare())
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            ended.clone().cancelled_owned(),
+        );
+    let mut serving = tokio::spawn(serving);
+
+    tokio::select! {
+        failed = &mut serving => return Ok(failed.unwrap_or(Ok(()))?),
+        () = shutdown => {}
+    }
+    info!("stopping: subscribers have {grace:?} to settle");
+    following.abort();
+    health.stopping().await;
+    stopping.cancel();
+    ended.cancel();
+    gateway.tasks.close();
+    let settled = timeout(grace + LAST_WORDS, gateway.tasks.wait()).await;
+    let closed = timeout(LAST_WORDS, &mut serving).await;
+    serving.abort();
+    broker.close().await;
+    match (settled, closed) {
+        (Ok(()), Ok(_)) => Ok(()),
+        _ => Err(ServeError::Cut),
+    }
+}
+
+/// Health follows the links.
+async fn follow(health: Health, broker: Arc<dyn Broker>) {
+    let mut links = broker.links();
+    loop {
+        let now = *links.borrow_and_update();
+        health.report(now).await;
+        if links.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets web pages of these origins call, and read what gRPC-Web answers in headers.
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>, ServeError> {
+    let origin = match origins {
+        [] => return Ok(None),
+        [all] if all == "*" => AllowOrigin::any(),
+        some => {
+            let parse = |origin: &String| {
+                let parsed: Result<HeaderValue, _> = origin.parse();
+                parsed.map_err(|_| ServeError::Cors(origin.clone()))
+            };
+            AllowOrigin::list(some.iter().map(parse).collect::<Result<Vec<_>, _>>()?)
+        }
+    };
+    let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin"];
+    let layer = CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods(AllowMethods::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(ExposeHeaders::list(
+            exposed.map(http::HeaderName::from_static),
+        ));
+    Ok(Some(layer))
+}

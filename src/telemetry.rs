@@ -1,0 +1,25 @@
+//! Logs, to standard error.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Log;
+
+/// The AMQP library logs returned messages with their payload at WARN; payloads are never logged.
+const NEVER: &str = "lapin::returned_messages=off";
+/// Its own account of lost connections repeats what the links say better.
+const QUIET: &str = "lapin=error,lapin::io_loop=off,lapin::channels=off";
+
+/// Starts logging. Errors when the filter cannot be read.
+pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let directives = format!("{QUIET},{},{NEVER}", log.filter);
+    let filter = EnvFilter::builder().parse(directives)?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if log.json {
+        lines.json().init();
+    } else {
+        lines.init();
+    }
+    Ok(())
+}
