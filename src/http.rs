@@ -32,8 +32,18 @@ pub fn routes(service: &str, links: watch::Receiver<Links>) -> Router {
 }
 
 /// Whether the process lives. It says nothing of the broker: a probe that restarts the gateway would not bring the broker back.
-async fn health(State(probes): State<Probes>) -> Json<serde_json::Value> {
-    Json(json!({"status": "healthy", "service": probes.service}))
+async fn health(State(probes): State<Probes>) -> Json<Health> {
+    Json(Health {
+        status: "healthy",
+        service: probes.service,
+    })
+}
+
+/// Fields in the order of the specification.
+#[derive(serde::Serialize)]
+struct Health {
+    status: &'static str,
+    service: String,
 }
 
 /// Whether calls can be served: 200 when the links to the broker stand, else 503, with the state of each.

@@ -1,13 +1,15 @@
 //! Logs, to standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Log;
 
 /// The AMQP library logs returned messages with their payload at WARN; payloads are never logged.
 const NEVER: &str = "lapin::returned_messages=off";
-/// Its own account of lost connections repeats what the links say better.
-const QUIET: &str = "lapin=error,lapin::io_loop=off,lapin::channels=off";
+/// What it says of lost connections and refused channels, the gateway says better. RUST_LOG may ask for it.
+const QUIET: &str = "lapin=off";
 
 /// Starts logging. Errors when the filter cannot be read.
 pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
@@ -15,6 +17,7 @@ pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::builder().parse(directives)?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     if log.json {
         lines.json().init();

@@ -129,19 +129,21 @@ fn next_steps(address: SocketAddr, example: Option<(String, String)>) -> String 
     let subscribe = format!(r#"{{"start":{{"queues":["{queue}"],"auto_ack":true}}}}"#);
     let schema = "--schema . --protocol grpc --http2-prior-knowledge";
     let url = format!("http://{address}/courtier.v1");
+    let courtier = std::env::args()
+        .next()
+        .unwrap_or_else(|| "courtier".to_owned());
     format!(
         "
   Publish, and get the broker's answer:
-    courtier publish --server http://{address} {exchange} {key} --text '{{\"id\":1}}'
+    {courtier} publish --server http://{address} {exchange} {key} --text '{{\"id\":1}}'
     grpcurl -plaintext -d '{publish}' {address} courtier.v1.Publisher/Publish
     buf curl {schema} -d '{publish}' {url}.Publisher/Publish
   Receive:
-    courtier subscribe --server http://{address} {queue}
+    {courtier} subscribe --server http://{address} {queue}
     grpcurl -plaintext -d '{subscribe}' {address} courtier.v1.Subscriber/Subscribe
   Look around:
     grpcurl -plaintext {address} describe courtier.v1.Publisher
     curl http://{address}/readyz
-  (the binary is target/debug/courtier after `make run`; in another folder, name it by its path)
 "
     )
 }

@@ -3,28 +3,15 @@
 //! `cargo test` runs what needs no server. `make test` runs everything; it names its RabbitMQ in `COURTIER_TEST_AMQP_URL`.
 
 mod contract;
-
-use std::time::Duration;
+mod harness;
 
 use contract::{Fixture, Traits, contract_suite};
-use courtier::broker::{memory::MemoryBroker, rabbitmq};
-use secrecy::SecretString;
+use courtier::broker::memory::MemoryBroker;
+use harness::connect;
 
 contract_suite!(memory, Fixture::new(MemoryBroker::new(), Traits::MEMORY));
 contract_suite!(
-    rabbitmq_contract,
+    rabbitmq,
     Fixture::new(connect().await, Traits::RABBITMQ),
     #[ignore = "needs RabbitMQ: run make test"]
 );
-
-/// A backend of one's own on the RabbitMQ of this test run.
-async fn connect() -> std::sync::Arc<rabbitmq::RabbitMq> {
-    let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
-    let options = rabbitmq::Options {
-        url: SecretString::from(url),
-        ca_pem: None,
-    };
-    let broker = rabbitmq::RabbitMq::start(&options).expect("a valid URL");
-    assert!(broker.connected(Duration::from_secs(10)).await);
-    broker
-}

@@ -1,0 +1,131 @@
+//! A real server on a free port, and clients for it.
+
+use std::{sync::Arc, time::Duration};
+
+use courtier::{
+    broker::{Broker, memory::MemoryBroker, rabbitmq},
+    config::{Config, reader::Reader},
+    gateway::Limits,
+    grpc::proto::{publisher_client::PublisherClient, subscriber_client::SubscriberClient},
+    server,
+};
+use secrecy::SecretString;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use uuid::Uuid;
+
+/// How long a test waits for what must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A gateway under test, and its broker. Stops when it is dropped.
+pub struct Gateway {
+    pub address: String,
+    pub broker: Arc<dyn Broker>,
+    stop: CancellationToken,
+    serving: Option<JoinHandle<Result<(), server::ServeError>>>,
+    prefix: String,
+}
+
+impl Gateway {
+    /// On an embedded broker of its own.
+    pub async fn embedded() -> Self {
+        Self::start(MemoryBroker::new(), |_| {}).await
+    }
+
+    /// On the RabbitMQ of this test run.
+    pub async fn rabbitmq() -> Self {
+        Self::start(connect().await, |_| {}).await
+    }
+
+    /// On any broker, with other limits.
+    pub async fn start(broker: Arc<dyn Broker>, change: impl FnOnce(&mut Limits)) -> Self {
+        let mut config = Config::read(Reader::fixed(&[])).expect("the defaults are valid");
+        change(&mut config.limits);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let stop = CancellationToken::new();
+        let (serving_broker, stopped) = (broker.clone(), stop.clone().cancelled_owned());
+        let serving = tokio::spawn(async move {
+            let Config {
+                app, http, limits, ..
+            } = config;
+            server::run(serving_broker, &app, &http, limits, listener, stopped).await
+        });
+        Self {
+            address,
+            broker,
+            stop,
+            serving: Some(serving),
+            prefix: format!("it-{}-", Uuid::now_v7()),
+        }
+    }
+
+    /// A name of this test's own.
+    pub fn name(&self, short: &str) -> String {
+        format!("{}{short}", self.prefix)
+    }
+
+    /// A fresh connection.
+    pub async fn channel(&self) -> Channel {
+        let url = format!("http://{}", self.address);
+        let endpoint = Channel::from_shared(url).expect("a valid URL");
+        endpoint.connect().await.expect("the server listens")
+    }
+
+    pub async fn publisher(&self) -> PublisherClient<Channel> {
+        PublisherClient::new(self.channel().await)
+    }
+
+    pub async fn subscriber(&self) -> SubscriberClient<Channel> {
+        SubscriberClient::new(self.channel().await)
+    }
+
+    /// Tells the gateway to stop, as SIGTERM does.
+    pub fn begin_stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until it has stopped.
+    pub async fn stopped(mut self) -> Result<(), server::ServeError> {
+        self.stop.cancel();
+        let serving = self.serving.take().expect("not stopped yet");
+        serving.await.expect("the server did not panic")
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A backend of one's own on the RabbitMQ of this test run.
+pub async fn connect() -> Arc<rabbitmq::RabbitMq> {
+    let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
+    let broker = connect_to(&url);
+    assert!(broker.connected(PATIENCE).await);
+    broker
+}
+
+/// A backend on that RabbitMQ, connected or not.
+pub fn connect_to(url: &str) -> Arc<rabbitmq::RabbitMq> {
+    let options = rabbitmq::Options {
+        url: SecretString::from(url.to_owned()),
+        ca_pem: None,
+    };
+    rabbitmq::RabbitMq::start(&options).expect("a valid URL")
+}
+
+/// Waits until `condition` holds: the way to wait for what happens on its own.
+pub async fn eventually<F, Fut>(what: &str, mut condition: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < end, "did not happen: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
