@@ -13,7 +13,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 use tracing::{info, warn};
 
 use crate::{
-    broker::{Broker, Error, memory::MemoryBroker, rabbitmq::RabbitMq},
+    broker::{Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq},
     config::{App, Config, Http, TopologyFile},
     gateway::{Gateway, Limits},
     grpc::{self, Health, deadline::DeadlineLayer},
@@ -89,15 +89,23 @@ async fn connect(config: &Config) -> Result<Arc<dyn Broker>, ServeError> {
     })
 }
 
-/// Declares the topology now, or in the background once the broker is there.
+/// Declares the topology now, and again whenever the broker comes back: it may be another one, or have lost its data.
 async fn declare(broker: Arc<dyn Broker>, file: TopologyFile) {
-    if !declared(&*broker, &file).await {
-        tokio::spawn(async move {
-            while !declared(&*broker, &file).await {
+    let mut done = declared(&*broker, &file).await;
+    let mut links = broker.links();
+    tokio::spawn(async move {
+        loop {
+            while !done {
                 tokio::time::sleep(DECLARE_AGAIN).await;
+                done = declared(&*broker, &file).await;
             }
-        });
-    }
+            let lost = |links: &Links| links.publish == LinkState::Down;
+            if links.wait_for(lost).await.is_err() {
+                return;
+            }
+            done = false;
+        }
+    });
 }
 
 /// `false`: worth trying again.

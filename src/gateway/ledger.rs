@@ -1,6 +1,9 @@
 //! The books of one subscription: what is out, until when, and what became of what was settled.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
 
 use tokio::time::Instant;
 
@@ -47,8 +50,8 @@ pub enum Claim {
 
 /// A delivery that the client has.
 #[derive(Debug)]
-pub struct Out {
-    pub delivery: Delivery,
+struct Out {
+    delivery: Arc<Delivery>,
     deadline: Option<Instant>,
     /// Being settled: the broker is asked for something that takes a while.
     under_way: Option<Settled>,
@@ -97,7 +100,7 @@ impl Ledger {
     }
 
     /// The client gets a delivery. `deadline`: when it goes back unless settled.
-    pub fn give(&mut self, delivery: Delivery, deadline: Option<Instant>) -> String {
+    pub fn give(&mut self, delivery: Arc<Delivery>, deadline: Option<Instant>) -> String {
         let tag = delivery.tag;
         self.highest = self.highest.max(tag);
         self.bytes += delivery.message.payload.len();
@@ -213,7 +216,10 @@ mod tests {
             redelivered: false,
             message: Message::default(),
         };
-        ledger.give(delivery, Some(Instant::now() + Duration::from_secs(60)))
+        ledger.give(
+            Arc::new(delivery),
+            Some(Instant::now() + Duration::from_secs(60)),
+        )
     }
 
     #[test]

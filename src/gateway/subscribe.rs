@@ -3,7 +3,7 @@
 //! The task never waits for the client to read: what it has to say stands in an outbox, and deliveries are taken only when the
 //! outbox is empty. So ack deadlines run, and settles are carried out, also when the client does not read.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{FutureExt, Stream, StreamExt, stream::FuturesUnordered};
 use tokio::{
@@ -109,7 +109,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Given {
     pub ack_id: String,
-    pub delivery: Delivery,
+    pub delivery: Arc<Delivery>,
     pub queue: String,
     /// From now; `None` with `auto_ack`.
     pub ack_deadline: Option<Duration>,
@@ -487,18 +487,13 @@ impl Session {
     fn give(&mut self, delivery: Delivery) -> Given {
         let deadline = (!self.plan.auto_ack).then_some(self.plan.ack_deadline);
         let queue = self.plan.queues.get(delivery.queue).cloned();
-        let given = Delivery {
-            message: delivery.message.clone(),
-            exchange: delivery.exchange.clone(),
-            routing_key: delivery.routing_key.clone(),
-            ..delivery
-        };
+        let delivery = Arc::new(delivery);
         let until = deadline.map(|deadline| Instant::now() + deadline);
-        let ack_id = self.ledger.give(delivery, until);
+        let ack_id = self.ledger.give(delivery.clone(), until);
         self.delivered += 1;
         Given {
             ack_id,
-            delivery: given,
+            delivery,
             queue: queue.unwrap_or_default(),
             ack_deadline: deadline,
         }
@@ -664,7 +659,13 @@ impl Session {
     }
 
     /// Returns what is unsettled to its queue, and then tells the client how it ended.
-    async fn close(self, over: Over) {
+    async fn close(mut self, over: Over) {
+        // A copy that is stored while its original returns would be a duplicate; the copies under way are worth waiting for.
+        while let Some((tag, _, _, stored)) = self.copies.next().await {
+            if stored.is_ok() && self.subscription.ack(&[tag]).await.is_err() {
+                break;
+            }
+        }
         self.subscription.close().await;
         let Over::End(end) = over else { return };
         let last = async {

@@ -189,19 +189,19 @@ fn write(event: Event) -> Option<Result<SubscribeResponse, Status>> {
 fn write_delivery(given: Given) -> Delivery {
     let delivery = given.delivery;
     let attempt = dead_letter::attempt(&delivery.message);
-    let failed_id = dead_letter::failed_id(&delivery.message).unwrap_or_default();
+    let failed_id = dead_letter::failed_id(&delivery.message);
     Delivery {
         ack_id: given.ack_id,
         queue: given.queue,
-        exchange: delivery.exchange,
-        routing_key: delivery.routing_key,
+        exchange: delivery.exchange.clone(),
+        routing_key: delivery.routing_key.clone(),
         attempt,
         redelivered: delivery.redelivered,
         ack_deadline_time: given
             .ack_deadline
             .map(|deadline| (SystemTime::now() + deadline).into()),
-        failed_message_id: failed_id.to_owned(),
-        message: Some(convert::delivered(delivery.message)),
+        failed_message_id: failed_id.unwrap_or_default().to_owned(),
+        message: Some(convert::delivered(&delivery.message)),
     }
 }
 

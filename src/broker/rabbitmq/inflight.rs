@@ -3,26 +3,24 @@
 //! What follows from that for publisher confirms is in [`super::verdict`].
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Wake, Waker},
 };
 
-use futures::task::AtomicWaker;
+use futures::{future::BoxFuture, task::AtomicWaker};
 
 /// A set of futures, each with an entry of its own that comes back with the output.
-pub(super) struct InFlight<E, F: Future> {
-    slots: Vec<Slot<E, F>>,
+pub(super) struct InFlight<E, O> {
+    slots: Vec<Slot<E, O>>,
     free: Vec<usize>,
     woken: Arc<Woken>,
     /// Outputs of futures that were ready when they were pushed.
-    early: Vec<(E, F::Output)>,
+    early: Vec<(E, O)>,
 }
 
-struct Slot<E, F> {
+struct Slot<E, O> {
     waker: Waker,
-    flight: Option<(E, Pin<Box<F>>)>,
+    flight: Option<(E, BoxFuture<'static, O>)>,
 }
 
 /// The slots that were woken since the last look, in order.
@@ -59,7 +57,7 @@ impl Woken {
     }
 }
 
-impl<E, F: Future> InFlight<E, F> {
+impl<E, O> InFlight<E, O> {
     pub(super) fn new() -> Self {
         Self {
             slots: Vec::new(),
@@ -75,7 +73,7 @@ impl<E, F: Future> InFlight<E, F> {
     }
 
     /// Polls the future once, at once: its first steps are taken in the order of the pushes.
-    pub(super) fn push(&mut self, entry: E, future: F) {
+    pub(super) fn push(&mut self, entry: E, mut future: BoxFuture<'static, O>) {
         let slot = self.free.pop().unwrap_or_else(|| {
             let slot = self.slots.len();
             let woken = self.woken.clone();
@@ -85,7 +83,6 @@ impl<E, F: Future> InFlight<E, F> {
             });
             slot
         });
-        let mut future = Box::pin(future);
         let target = &mut self.slots[slot];
         match future
             .as_mut()
@@ -102,7 +99,7 @@ impl<E, F: Future> InFlight<E, F> {
 
     /// Waits until at least one future is ready, then takes all that are. Waits for ever when none is in flight.
     /// Loses nothing when it is dropped.
-    pub(super) async fn drain(&mut self, ready: &mut Vec<(E, F::Output)>) {
+    pub(super) async fn drain(&mut self, ready: &mut Vec<(E, O)>) {
         std::future::poll_fn(|context| {
             self.woken.task.register(context.waker());
             self.take_ready(ready);
@@ -115,7 +112,7 @@ impl<E, F: Future> InFlight<E, F> {
         .await;
     }
 
-    fn take_ready(&mut self, ready: &mut Vec<(E, F::Output)>) {
+    fn take_ready(&mut self, ready: &mut Vec<(E, O)>) {
         ready.append(&mut self.early);
         loop {
             let woken = std::mem::take(&mut *self.woken.lock());
@@ -152,6 +149,7 @@ impl<E, F: Future> InFlight<E, F> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -162,7 +160,7 @@ mod tests {
         let mut senders = Vec::new();
         for entry in 0..5 {
             let (sender, receiver) = oneshot::channel::<u32>();
-            set.push(entry, receiver);
+            set.push(entry, receiver.boxed());
             senders.push(sender);
         }
         let last = senders.pop();
@@ -186,7 +184,7 @@ mod tests {
     #[tokio::test]
     async fn a_future_that_is_ready_at_once_is_not_forgotten() {
         let mut set = InFlight::new();
-        set.push("a", std::future::ready(1));
+        set.push("a", std::future::ready(1).boxed());
         let mut ready = Vec::new();
         set.drain(&mut ready).await;
         assert_eq!(ready, [("a", 1)]);
@@ -197,7 +195,7 @@ mod tests {
         let mut set = InFlight::new();
         for round in 0..100 {
             let (sender, receiver) = oneshot::channel::<u32>();
-            set.push(round, receiver);
+            set.push(round, receiver.boxed());
             sender.send(round).expect("awaited");
             let mut ready = Vec::new();
             set.drain(&mut ready).await;

@@ -18,6 +18,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
@@ -45,14 +46,14 @@ const REOPEN_DELAY: Duration = Duration::from_millis(200);
 
 pub(super) type Job = (Publish, Receipt);
 
-/// Hands jobs to the lane's task, which ends when all handles are gone and every receipt is answered.
-#[derive(Clone)]
+/// Hands jobs to the lane's task.
 pub(super) struct Lane(mpsc::UnboundedSender<Job>);
 
 impl Lane {
-    pub(super) fn start(link: &Link, tasks: &tokio_util::task::TaskTracker) -> Self {
+    /// The lane takes no more once `stop` is cancelled, and ends when every receipt is answered.
+    pub(super) fn start(link: &Link, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (sender, jobs) = mpsc::unbounded_channel();
-        tasks.spawn(run(link.watch(), jobs));
+        tasks.spawn(run(link.watch(), jobs, stop));
         Self(sender)
     }
 
@@ -78,15 +79,13 @@ enum Output {
     Resolved(Option<Resolved>),
 }
 
-type Flight = futures::future::BoxFuture<'static, Output>;
-
 /// The channel of the moment, and all that belongs to it.
 struct Open {
     channel: Channel,
     generation: u64,
     /// Something happened that ends this channel's use.
     broken: bool,
-    inflight: InFlight<Entry, Flight>,
+    inflight: InFlight<Entry, Output>,
     verdicts: Verdicts<Entry>,
 }
 
@@ -100,7 +99,11 @@ struct Worker {
     next_deadline: Option<Instant>,
 }
 
-async fn run(link: watch::Receiver<State>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+async fn run(
+    link: watch::Receiver<State>,
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    stop: CancellationToken,
+) {
     let mut worker = Worker {
         link,
         backlog: VecDeque::new(),
@@ -122,6 +125,7 @@ async fn run(link: watch::Receiver<State>, mut jobs: mpsc::UnboundedReceiver<Job
         }
         let deadline = worker.next_deadline;
         tokio::select! {
+            () = stop.cancelled(), if !jobs.is_closed() => jobs.close(),
             count = jobs.recv_many(&mut incoming, 256), if accepting => {
                 accepting = count > 0;
                 worker.enqueue(&mut incoming);

@@ -76,9 +76,10 @@ pub struct RabbitMq {
     exchanges: Exchanges,
     pool: Pool,
     links: watch::Receiver<Links>,
-    /// Ends the links.
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    stop_lanes: CancellationToken,
+    lane_tasks: TaskTracker,
+    stop_links: CancellationToken,
+    link_tasks: TaskTracker,
 }
 
 /// The URL is not one of a RabbitMQ server.
@@ -90,23 +91,26 @@ impl RabbitMq {
     /// Starts connecting, and goes on for ever: an absent broker is no error.
     pub fn start(options: &Options) -> Result<Arc<Self>, BadUrl> {
         let endpoint = options.endpoint()?;
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let link = |role| Link::start(endpoint.clone(), role, &tasks, stop.clone());
+        let (stop_lanes, lane_tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (stop_links, link_tasks) = (CancellationToken::new(), TaskTracker::new());
+        let link = |role| Link::start(endpoint.clone(), role, &link_tasks, stop_links.clone());
         let (publish, consume, admin) =
             (link(Role::Publish), link(Role::Consume), link(Role::Admin));
         let lanes = (0..LANES)
-            .map(|_| lane::Lane::start(&publish, &tasks))
+            .map(|_| lane::Lane::start(&publish, &lane_tasks, stop_lanes.clone()))
             .collect();
         Ok(Arc::new(Self {
-            links: follow(&publish, &consume, &tasks),
+            links: follow(&publish, &consume, &link_tasks),
             exchanges: Exchanges::new(publish.clone()),
-            pool: Pool::new(consume, endpoint, tasks.clone(), stop.clone()),
+            pool: Pool::new(consume, endpoint, link_tasks.clone(), stop_links.clone()),
             publish,
             admin,
             lanes,
             next_lane: AtomicUsize::new(0),
-            stop,
-            tasks,
+            stop_lanes,
+            lane_tasks,
+            stop_links,
+            link_tasks,
         }))
     }
 
@@ -185,8 +189,14 @@ impl Broker for RabbitMq {
     }
 
     async fn close(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        let _ = timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+        // First the publishes in flight, then the connections that they need.
+        for (stop, tasks) in [
+            (&self.stop_lanes, &self.lane_tasks),
+            (&self.stop_links, &self.link_tasks),
+        ] {
+            stop.cancel();
+            tasks.close();
+            let _ = timeout(CLOSE_TIMEOUT, tasks.wait()).await;
+        }
     }
 }
