@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{Exit, report, serve::Flags};
+use super::{Exit, report, say, serve::Flags};
 use crate::config::{Config, reader::Reader};
 
 #[derive(Subcommand)]
@@ -42,10 +42,10 @@ fn check(reader: Reader) -> Result<(), Exit> {
     } else {
         "the embedded broker (keeps nothing)"
     };
-    println!(
-        "The configuration is usable: port {}, {broker}.",
-        config.app.address.port()
-    );
+    let port = config.app.address.port();
+    say(format!(
+        "The configuration is usable: port {port}, {broker}."
+    ));
     Ok(())
 }
 
@@ -60,13 +60,11 @@ fn show(reader: &Reader, json: bool) {
                 )
             };
         let object: serde_json::Map<_, _> = settings.iter().map(entry).collect();
-        println!("{}", serde_json::Value::Object(object));
+        say(serde_json::Value::Object(object));
         return;
     }
     for (setting, value, from) in settings {
-        println!(
-            "{:<27} {value:<24} # {from}; {}",
-            setting.name, setting.help
-        );
+        let (name, help) = (setting.name, setting.help);
+        say(format!("{name:<27} {value:<24} # {from}; {help}"));
     }
 }

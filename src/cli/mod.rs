@@ -1,9 +1,19 @@
 //! The command line: the server, and a client for people and scripts.
 
+mod client;
 mod config;
+mod health;
+mod publish;
+mod publish_lines;
 mod serve;
+mod show;
+mod subscribe;
 
-use std::process::ExitCode;
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -16,17 +26,26 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused as it is (do not repeat);
-4 not done, try again; 5 in doubt (publish again with the same message id).
+Exit codes:
+  0  done
+  1  failed
+  2  wrong usage or configuration
+  3  refused as it is: do not repeat
+  4  not done: try again
+  5  in doubt: publish again with the same message id
 
-Try it:  courtier serve --topology-file examples/topology.toml
-         courtier publish orders_exchange order.created --text '{\"id\":1}'
-         courtier subscribe orders_queue";
+Try it, the second and third in another terminal:
+  courtier serve --topology-file examples/topology.toml
+  courtier publish orders_exchange order.created --text '{\"id\":1}'
+  courtier subscribe orders_queue";
 
 #[derive(Subcommand)]
 enum Command {
     /// Run the gateway
     Serve(serve::Flags),
+    Publish(Box<publish::Publish>),
+    Subscribe(subscribe::Subscribe),
+    Health(health::Health),
     /// Check or show the configuration that `serve` would use
     #[command(subcommand)]
     Config(config::Command),
@@ -36,6 +55,9 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(flags) => serve::run(&flags),
+        Command::Publish(publish) => block_on(publish::run(*publish)),
+        Command::Subscribe(subscribe) => block_on(subscribe::run(subscribe)),
+        Command::Health(health) => block_on(health::run(health)),
         Command::Config(command) => config::run(&command),
     }
 }
@@ -47,8 +69,15 @@ struct Exit {
 }
 
 impl Exit {
+    const DONE: u8 = 0;
     const FAILED: u8 = 1;
     const USAGE: u8 = 2;
+    /// Doing the same again cannot help.
+    const REFUSED: u8 = 3;
+    /// Certainly not done; doing the same again may help.
+    const NOT_DONE: u8 = 4;
+    /// Perhaps done.
+    const IN_DOUBT: u8 = 5;
 
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self {
@@ -74,10 +103,20 @@ fn report(outcome: Result<(), Exit>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit { code, message }) => {
-            eprintln!("courtier: {message}");
+            complain(&message);
             ExitCode::from(code)
         }
     }
+}
+
+/// A line on standard output. `println!` would panic when nobody reads any more.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// A line on standard error.
+fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "courtier: {line}");
 }
 
 /// An error with all its causes, in one line.

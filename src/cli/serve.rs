@@ -1,6 +1,11 @@
 //! `courtier serve`.
 
-use std::{collections::HashMap, net::SocketAddr, process::ExitCode};
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    process::ExitCode,
+};
 
 use clap::{Arg, ArgMatches, Args, FromArgMatches, error::Error};
 use tokio::net::TcpListener;
@@ -21,9 +26,14 @@ pub(super) struct Flags(HashMap<String, String>);
 impl Args for Flags {
     fn augment_args(command: clap::Command) -> clap::Command {
         let command = command.after_help(
-            "Every flag is also an environment variable, and a secret also a file that NAME_FILE names.\n\
-             COURTIER_CONFIG names a TOML file with the same names in lower case. Flags go first, then the environment,\n\
-             then the file. Times: milliseconds, or 30s, 5m, 24h.",
+            "Every flag is also an environment variable, and a secret also a file that\n\
+             NAME_FILE names. COURTIER_CONFIG names a TOML file with the same names in lower\n\
+             case. Flags go first, then the environment, then the file.\n\
+             Times: milliseconds, or 30s, 5m, 24h.\n\
+             `courtier config print` shows what is in force, and where it is from.\n\n\
+             Examples:\n  \
+               courtier serve --topology-file examples/topology.toml\n  \
+               RABBITMQ_URL=amqp://user:password@host:5672/%2f courtier serve",
         );
         command.args(SETTINGS.iter().map(argument))
     }
@@ -99,15 +109,22 @@ async fn serve(config: Config) -> Result<(), Exit> {
         environment = config.app.environment,
         "listening on {address}"
     );
-    let example = config.topology.as_ref().and_then(|file| {
-        let binding = file
-            .topology
-            .bindings
-            .iter()
-            .find(|b| b.routing_key == "#")?;
-        Some((binding.exchange.clone(), binding.queue.clone()))
-    });
-    eprintln!("{}", next_steps(address, example));
+    let bindings = config
+        .topology
+        .iter()
+        .flat_map(|file| &file.topology.bindings);
+    // Names that need no quotes: what is printed works when it is pasted.
+    let example = bindings
+        .filter(|binding| binding.routing_key == "#")
+        .find(|binding| {
+            [&binding.exchange, &binding.queue]
+                .into_iter()
+                .all(|name| is_plain(name))
+        });
+    let example = example.map(|binding| (binding.exchange.clone(), binding.queue.clone()));
+    let steps = next_steps(address, example);
+    // A closed standard error is no reason not to serve.
+    let _ = writeln!(io::stderr(), "{steps}");
     let shutdown = async {
         if let Err(error) = shutdown::requested().await {
             tracing::error!(%error, "cannot wait for signals; stopping");
@@ -117,33 +134,54 @@ async fn serve(config: Config) -> Result<(), Exit> {
     ended.map_err(|error| Exit::new(Exit::FAILED, chain(&error)))
 }
 
+fn is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain)
+}
+
 /// What a newcomer types next. `example`: an exchange and a queue bound to it.
 fn next_steps(address: SocketAddr, example: Option<(String, String)>) -> String {
-    let (exchange, key, queue) = match example {
-        Some((exchange, queue)) => (exchange, "order.created", queue),
-        None => ("EXCHANGE".to_owned(), "KEY", "QUEUE".to_owned()),
+    // All interfaces: the loopback one is among them, and is an address that clients can call.
+    let address = match address.ip() {
+        ip if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        _ => address,
     };
+    let courtier = std::env::args()
+        .next()
+        .unwrap_or_else(|| "courtier".to_owned());
+    let look = format!(
+        "  Look around:
+    {courtier} health --server http://{address}
+    curl http://{address}/readyz
+    grpcurl -plaintext {address} describe courtier.v1.Publisher
+"
+    );
+    let Some((exchange, queue)) = example else {
+        return format!(
+            "
+  Publish and receive, with the names of your broker's exchange, routing key and queue (TOPOLOGY_FILE declares some):
+    {courtier} publish --server http://{address} EXCHANGE KEY --text hello
+    {courtier} subscribe --server http://{address} QUEUE
+{look}"
+        );
+    };
+    let key = "order.created";
     let publish = format!(
         r#"{{"exchange":"{exchange}","routing_key":"{key}","message":{{"json":{{"id":1}}}}}}"#
     );
     let subscribe = format!(r#"{{"start":{{"queues":["{queue}"],"auto_ack":true}}}}"#);
-    let schema = "--schema . --protocol grpc --http2-prior-knowledge";
+    let protocol = "--protocol grpc --http2-prior-knowledge";
     let url = format!("http://{address}/courtier.v1");
-    let courtier = std::env::args()
-        .next()
-        .unwrap_or_else(|| "courtier".to_owned());
     format!(
         "
   Publish, and get the broker's answer:
     {courtier} publish --server http://{address} {exchange} {key} --text '{{\"id\":1}}'
     grpcurl -plaintext -d '{publish}' {address} courtier.v1.Publisher/Publish
-    buf curl {schema} -d '{publish}' {url}.Publisher/Publish
-  Receive:
+    buf curl {protocol} -d '{publish}' {url}.Publisher/Publish
+  Receive (Ctrl-C ends):
     {courtier} subscribe --server http://{address} {queue}
     grpcurl -plaintext -d '{subscribe}' {address} courtier.v1.Subscriber/Subscribe
-  Look around:
-    grpcurl -plaintext {address} describe courtier.v1.Publisher
-    curl http://{address}/readyz
-"
+    buf curl {protocol} -d '{subscribe}' {url}.Subscriber/Subscribe
+{look}"
     )
 }

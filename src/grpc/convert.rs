@@ -234,7 +234,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 /// `google.protobuf.Value` as JSON.
-fn json_text(json: &Json) -> Result<serde_json::Value, &'static str> {
+pub fn json_text(json: &Json) -> Result<serde_json::Value, &'static str> {
     Ok(match &json.kind {
         None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
         Some(Kind::BoolValue(value)) => (*value).into(),
