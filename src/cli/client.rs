@@ -126,6 +126,10 @@ pub(super) fn outcome_exit_code(outcome: Outcome) -> u8 {
 
 /// The exit code of a failed call that publishes nothing.
 fn exit_code(status: &Status) -> u8 {
+    // The connection broke; its code depends on where it did.
+    if status.source().is_some() {
+        return Exit::NOT_DONE;
+    }
     match status.code() {
         Code::InvalidArgument
         | Code::NotFound

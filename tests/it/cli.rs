@@ -510,6 +510,13 @@ async fn a_publish_whose_answer_got_lost_exits_with_5_and_names_the_message() {
 }
 
 #[tokio::test]
+async fn a_subscription_whose_connection_breaks_exits_with_4() {
+    let server = takes_and_breaks().await;
+    let output = run(courtier(&["subscribe", "mark!", "--server", &server]), b"").await;
+    assert_eq!(code(&output), 4, "{}", stderr(&output));
+}
+
+#[tokio::test]
 async fn wrong_usage_exits_with_2() {
     let fixture = Fixture::new().await;
     for arguments in [
