@@ -57,7 +57,7 @@ pub(super) async fn run(health: Health) -> Result<(), Exit> {
         ServingStatus::Serving => Ok(()),
         _ => Err(Exit::new(
             Exit::NOT_DONE,
-            format!("{name}: the gateway runs, but does not reach its broker or is stopping"),
+            format!("{name}: the gateway runs, but its broker is down or takes nothing, or it is stopping; /readyz says more"),
         )),
     }
 }

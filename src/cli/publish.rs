@@ -254,7 +254,7 @@ fn failed(status: &Status, message_id: String, output: Output) -> Exit {
         }));
     }
     let again = match outcome {
-        Outcome::InDoubt => format!("; to publish it again: --message-id {message_id}"),
+        Outcome::InDoubt => format!(" (--message-id {message_id})"),
         _ => String::new(),
     };
     let told = client::describe(status);
