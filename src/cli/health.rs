@@ -57,7 +57,9 @@ pub(super) async fn run(health: Health) -> Result<(), Exit> {
         ServingStatus::Serving => Ok(()),
         _ => Err(Exit::new(
             Exit::NOT_DONE,
-            format!("{name}: the gateway runs, but its broker is down or takes nothing, or it is stopping; /readyz says more"),
+            format!(
+                "{name}: the gateway runs, but its broker is down or takes nothing, or it is stopping; /readyz says more"
+            ),
         )),
     }
 }
