@@ -100,6 +100,11 @@ impl Failure {
         )
     }
 
+    /// The caller's deadline came before a publish was answered. `sent`: it may be with the broker.
+    pub fn publish_deadline(sent: bool) -> Self {
+        Self::deadline().publish(if sent { "IN_DOUBT" } else { "NOT_SENT" })
+    }
+
     /// The gateway stops.
     pub fn stopping() -> Self {
         let message = "this gateway is stopping; call again and reach another";

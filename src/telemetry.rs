@@ -17,6 +17,8 @@ pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::builder().parse(directives)?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A log that nobody reads any more (`2>&1 | head`) must not end the gateway.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     if log.json {

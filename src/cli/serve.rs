@@ -122,7 +122,10 @@ async fn serve(config: Config) -> Result<(), Exit> {
                 .all(|name| is_plain(name))
         });
     let example = example.map(|binding| (binding.exchange.clone(), binding.queue.clone()));
-    let steps = next_steps(address, example);
+    let mut steps = next_steps(address, example);
+    if config.rabbitmq.is_none() {
+        steps.push_str("\n  This is the embedded broker: it keeps nothing when the process ends. RABBITMQ_URL names a RabbitMQ.\n");
+    }
     // A closed standard error is no reason not to serve.
     let _ = writeln!(io::stderr(), "{steps}");
     let shutdown = async {

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
+use super::proto::publisher_server;
 use crate::error::Failure;
 
 /// No deadline is later than this; the standard allows 99,999,999 hours.
@@ -101,22 +102,35 @@ where
             return Either::Left(self.inner.call(request));
         };
         let deadline = Deadline::after(timeout);
+        let publishes = is_publish(request.uri().path());
         if deadline.answer_by <= Instant::now() {
-            return Either::Right(ready(Ok(exceeded())).boxed());
+            return Either::Right(ready(Ok(exceeded(publishes, false))).boxed());
         }
         request.extensions_mut().insert(deadline);
         // tonic's own timer for this header would answer CANCELLED; the handler's answer or the one below comes first.
         let answer = timeout_at(deadline.end - margin(timeout) / 4, self.inner.call(request));
+        let late = move |_| Ok(exceeded(publishes, true));
         Either::Right(
             answer
-                .map(|answer| answer.unwrap_or_else(|_| Ok(exceeded())))
+                .map(move |answer| answer.unwrap_or_else(late))
                 .boxed(),
         )
     }
 }
 
-fn exceeded() -> Response<Body> {
-    Status::from(Failure::deadline()).into_http()
+/// Whether the call at this path publishes a message.
+fn is_publish(path: &str) -> bool {
+    let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    service.is_some_and(|(service, _)| service == publisher_server::SERVICE_NAME)
+}
+
+fn exceeded(publishes: bool, started: bool) -> Response<Body> {
+    let failure = if publishes {
+        Failure::publish_deadline(started)
+    } else {
+        Failure::deadline()
+    };
+    Status::from(failure).into_http()
 }
 
 #[cfg(test)]
