@@ -46,9 +46,14 @@ impl Gateway {
     pub(super) async fn dead_letter(&self, queue: String, copy: Message) -> Result<(), NotStored> {
         let target = dead_letter_queue(&queue);
         match self.store(&target, copy.clone()).await {
-            Fate::Confirmed => return Ok(()),
             Fate::Unroutable => {}
-            fate => return Err(NotStored(fate)),
+            fate => return confirmed(fate),
+        }
+        // One at a time: of two at once, RabbitMQ tells the second that a quorum queue exists before it takes messages.
+        let _making = self.making_queues.lock().await;
+        match self.store(&target, copy.clone()).await {
+            Fate::Unroutable => {}
+            fate => return confirmed(fate),
         }
         let missing = Topology {
             queues: vec![Queue {
@@ -64,10 +69,7 @@ impl Gateway {
                 return Err(NotStored(Fate::Unroutable));
             }
         }
-        match self.store(&target, copy).await {
-            Fate::Confirmed => Ok(()),
-            fate => Err(NotStored(fate)),
-        }
+        confirmed(self.store(&target, copy).await)
     }
 
     async fn store(&self, queue: &str, message: Message) -> Fate {
@@ -85,6 +87,13 @@ impl Gateway {
         self.broker.publish(self.broker.lane(), publish, receipt);
         let lost = Fate::InDoubt(crate::broker::InDoubt::ConfirmLost);
         fate.await.unwrap_or(lost)
+    }
+}
+
+fn confirmed(fate: Fate) -> Result<(), NotStored> {
+    match fate {
+        Fate::Confirmed => Ok(()),
+        fate => Err(NotStored(fate)),
     }
 }
 

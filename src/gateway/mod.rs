@@ -9,7 +9,7 @@ pub mod validate;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::broker::Broker;
@@ -43,6 +43,8 @@ pub struct Gateway {
     /// Payload bytes that may still come in.
     admission: Arc<Semaphore>,
     subscriptions: Arc<Semaphore>,
+    /// Held while a missing dead-letter queue is made.
+    making_queues: Arc<Mutex<()>>,
     /// Cancelled when the gateway is told to stop: streams wind up.
     pub(crate) stopping: CancellationToken,
     /// Streams under way.
@@ -59,6 +61,7 @@ impl Gateway {
             limits: Arc::new(limits),
             admission: Arc::new(admission),
             subscriptions: Arc::new(subscriptions),
+            making_queues: Arc::default(),
             stopping,
             tasks: TaskTracker::new(),
         }
