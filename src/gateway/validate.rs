@@ -103,6 +103,13 @@ fn properties(message: &Message) -> Result<(), Invalid> {
         let checked = text.as_deref().map_or(Ok(()), names::short_text);
         checked.map_err(|refused| Invalid::field(field, refused.to_string()))?;
     }
+    // The broker would close the channel that it comes on, and with it lose the confirms of whoever shares the channel
+    // (https://www.rabbitmq.com/docs/direct-reply-to).
+    if message.reply_to.as_deref() == Some("amq.rabbitmq.reply-to") {
+        let problem =
+            "must name a queue: direct replies work only on the channel that waits for them";
+        return Err(Invalid::field("message.reply_to", problem));
+    }
     Ok(())
 }
 
