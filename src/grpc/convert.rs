@@ -16,6 +16,8 @@ use crate::{
 
 /// Integers up to here are exact in a double.
 const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
+/// The last second that `google.protobuf.Timestamp` may hold. Others are refused by clients that print it as JSON.
+const YEAR_9999: i64 = 253_402_300_799;
 /// RabbitMQ's longest time to live, in milliseconds (<https://www.rabbitmq.com/docs/ttl>).
 const MAX_TTL_MS: u128 = u32::MAX as u128;
 
@@ -74,7 +76,9 @@ fn incoming(message: proto::Message) -> Result<Message, Invalid> {
 
 fn seconds(timestamp: Timestamp) -> Result<u64, Invalid> {
     u64::try_from(timestamp.seconds)
-        .map_err(|_| Invalid::field("message.timestamp", "must not be before 1970"))
+        .ok()
+        .filter(|_| timestamp.seconds <= YEAR_9999)
+        .ok_or_else(|| Invalid::field("message.timestamp", "must be from 1970 to 9999"))
 }
 
 /// 0 is AMQP's default and not sent.
@@ -95,7 +99,10 @@ fn ttl_ms(ttl: prost_types::Duration) -> Result<u32, Invalid> {
 
 /// `None`: negative or malformed.
 pub fn duration(duration: prost_types::Duration) -> Option<Duration> {
-    Duration::try_from(duration).ok()
+    // Not prost's own conversion: it panics on the smallest nanos.
+    let nanos = u32::try_from(duration.nanos).ok()?;
+    let seconds = u64::try_from(duration.seconds).ok()?;
+    (nanos < 1_000_000_000).then(|| Duration::new(seconds, nanos))
 }
 
 fn table(fields: Struct) -> Result<Table, Invalid> {
@@ -165,7 +172,7 @@ pub fn delivered(message: &Message) -> proto::Message {
         reply_to: text(&message.reply_to),
         timestamp: message.timestamp.and_then(|seconds| {
             let seconds = i64::try_from(seconds).ok()?;
-            Some(Timestamp { seconds, nanos: 0 })
+            (seconds <= YEAR_9999).then_some(Timestamp { seconds, nanos: 0 })
         }),
         priority: message.priority.unwrap_or_default().into(),
         ttl: message.ttl_ms.map(|ms| prost_types::Duration {
@@ -203,8 +210,10 @@ fn header_json(value: &Value) -> Json {
             }),
             Value::Blob(bytes) => Kind::StringValue(base64(bytes)),
             Value::Timestamp(seconds) => match i64::try_from(*seconds) {
-                Ok(seconds) => Kind::StringValue(Timestamp { seconds, nanos: 0 }.to_string()),
-                Err(_) => Kind::StringValue(seconds.to_string()),
+                Ok(seconds) if seconds <= YEAR_9999 => {
+                    Kind::StringValue(Timestamp { seconds, nanos: 0 }.to_string())
+                }
+                _ => Kind::StringValue(seconds.to_string()),
             },
             Value::Array(values) => Kind::ListValue(ListValue {
                 values: values.iter().map(header_json).collect(),
@@ -327,6 +336,8 @@ mod tests {
             (4_294_967, 295_000_001),
             (1_000_000_000_000, 0),
             (i64::MAX, i32::MAX),
+            (i64::MIN, i32::MIN),
+            (0, 1_000_000_000),
         ] {
             assert!(ttl(seconds, nanos).is_err(), "{seconds} {nanos}");
         }
