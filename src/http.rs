@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, Uri},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -68,11 +68,31 @@ async fn ready(State(probes): State<Probes>) -> Response {
     (status, Json(body)).into_response()
 }
 
-async fn not_found(uri: Uri) -> Response {
+async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
+    if let Some(grpc) = headers
+        .get(CONTENT_TYPE)
+        .filter(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    {
+        return no_such_service(grpc);
+    }
     let message = format!(
         "nothing at {}; gRPC clients find the services by reflection",
         uri.path()
     );
     let error = json!({"code": 404, "reason": "NOT_FOUND", "message": message, "details": []});
     (StatusCode::NOT_FOUND, Json(json!({ "error": error }))).into_response()
+}
+
+/// UNIMPLEMENTED, as gRPC says it: in headers alone, with the caller's content type (gRPC or gRPC-Web).
+fn no_such_service(kind: &HeaderValue) -> Response {
+    let message = HeaderValue::from_static("no such service; reflection lists those there are");
+    let headers = [
+        (CONTENT_TYPE, kind.clone()),
+        (
+            HeaderName::from_static("grpc-status"),
+            HeaderValue::from_static("12"),
+        ),
+        (HeaderName::from_static("grpc-message"), message),
+    ];
+    headers.into_response()
 }
