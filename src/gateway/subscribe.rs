@@ -26,6 +26,8 @@ use crate::{
 /// Queues of one subscription.
 pub const MAX_QUEUES: usize = 32;
 pub const MAX_CLIENT_ID_BYTES: usize = 128;
+/// Ids of one settle or extension: as many deliveries as a subscription can ever have out.
+pub const MAX_ACK_IDS: usize = u16::MAX as usize;
 pub const DEFAULT_OUTSTANDING: u32 = 100;
 pub const DEFAULT_ACK_DEADLINE: Duration = Duration::from_secs(60);
 pub const MIN_ACK_DEADLINE: Duration = Duration::from_secs(1);
@@ -34,9 +36,12 @@ pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long opening a subscription may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Deliveries that go into one event at most, by count and payload bytes.
+/// Deliveries that go into one event at most, by count and payload bytes; a larger one goes alone, so that events fit the
+/// 4 MiB that clients receive by custom.
 const BATCH: usize = 128;
 const BATCH_BYTES: usize = 1024 * 1024;
+/// Results that go into one event. When so many are due, further requests wait.
+const RESULTS: usize = 1_000;
 /// Events that wait for a client that does not read, before its requests are left unread too.
 const OUTBOX: usize = 64;
 /// How long the last events may take to reach a client.
@@ -70,6 +75,18 @@ pub enum Request {
     },
     /// Not a request that may come here: the stream ends.
     Invalid(Invalid),
+}
+
+impl Request {
+    /// How many results it asks for; at least 1, so that empty requests count too.
+    fn results(&self) -> usize {
+        let ids = match self {
+            Self::Settle { acks, nacks } => acks.len() + nacks.len(),
+            Self::Extend { ack_ids, .. } => ack_ids.len(),
+            Self::Invalid(_) => 0,
+        };
+        ids.max(1)
+    }
 }
 
 /// A delivery that was not processed. `None`: not a valid nack.
@@ -346,8 +363,12 @@ impl Session {
                 request = requests.next(), if listening && self.outbox.len() < OUTBOX => match request {
                     Some(request) => {
                         // What has arrived together is settled together: one frame to the broker instead of many.
+                        let mut due = request.results();
                         let mut batch = vec![request];
-                        while let Some(Some(more)) = requests.next().now_or_never() {
+                        while due < RESULTS
+                            && let Some(Some(more)) = requests.next().now_or_never()
+                        {
+                            due += more.results();
                             batch.push(more);
                         }
                         self.on_requests(batch).await
@@ -456,6 +477,11 @@ impl Session {
                         self.held = Some(delivery);
                         break;
                     }
+                    if !batch.is_empty() && bytes + size > BATCH_BYTES {
+                        // The outbox is no longer empty, so this one is the last.
+                        let full = std::mem::take(&mut batch);
+                        self.outbox.push_back(Event::Deliveries(full));
+                    }
                     bytes += size;
                     batch.push(self.give(delivery));
                 }
@@ -559,8 +585,10 @@ impl Session {
         if !requeued.is_empty() {
             self.subscription.requeue(&requeued).await?;
         }
-        if !results.is_empty() {
-            self.outbox.push_back(Event::Results(results));
+        let mut results = results.into_iter().peekable();
+        while results.peek().is_some() {
+            let some = results.by_ref().take(RESULTS).collect();
+            self.outbox.push_back(Event::Results(some));
         }
         self.release_held();
         Ok(())

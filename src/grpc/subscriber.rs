@@ -24,7 +24,7 @@ use crate::{
         Gateway,
         dead_letter::{self, ErrorDetail},
         ledger::SettleResult,
-        subscribe::{self, Action, End, Event, Given, MAX_RETRY_DELAY, Nack, Start},
+        subscribe::{self, Action, End, Event, Given, MAX_ACK_IDS, MAX_RETRY_DELAY, Nack, Start},
         validate::Invalid,
     },
 };
@@ -103,10 +103,18 @@ fn read_request(request: SubscribeRequest) -> subscribe::Request {
         Some(ProtoRequest::Start(_)) => {
             subscribe::Request::Invalid(Invalid::field("start", "must be sent only once"))
         }
+        Some(ProtoRequest::Settle(settle))
+            if settle.ack_ids.len() + settle.nacks.len() > MAX_ACK_IDS =>
+        {
+            too_many("settle.ack_ids")
+        }
         Some(ProtoRequest::Settle(settle)) => subscribe::Request::Settle {
             acks: settle.ack_ids,
             nacks: settle.nacks.into_iter().map(read_nack).collect(),
         },
+        Some(ProtoRequest::Extend(extend)) if extend.ack_ids.len() > MAX_ACK_IDS => {
+            too_many("extend.ack_ids")
+        }
         Some(ProtoRequest::Extend(extend)) => match read_extension(extend.ack_deadline) {
             Ok(ack_deadline) => subscribe::Request::Extend {
                 ack_ids: extend.ack_ids,
@@ -115,6 +123,11 @@ fn read_request(request: SubscribeRequest) -> subscribe::Request {
             Err(invalid) => subscribe::Request::Invalid(invalid),
         },
     }
+}
+
+fn too_many(field: &'static str) -> subscribe::Request {
+    let problem = format!("must hold at most {MAX_ACK_IDS} ids");
+    subscribe::Request::Invalid(Invalid::field(field, problem))
 }
 
 fn read_extension(deadline: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
