@@ -197,6 +197,7 @@ impl Gateway {
             handed: Vec::new(),
             delivered: 0,
             phase: Phase::Running,
+            last_word: false,
             stream_deadline,
             plan,
             _seat: seat,
@@ -298,8 +299,6 @@ impl Plan {
 enum Phase {
     /// Deliveries flow.
     Running,
-    /// The client said its last word (half-close): what is under way is finished.
-    Finishing,
     /// The gateway stops: settling goes on until then.
     Draining(Instant),
 }
@@ -315,12 +314,14 @@ struct Session {
     outbox: VecDeque<Event>,
     events: mpsc::Sender<Event>,
     copies: FuturesUnordered<futures::future::BoxFuture<'static, CopyDone>>,
-    /// A delivery that was taken and exceeds the credit in bytes.
+    /// A delivery that was taken and exceeds the credit.
     held: Option<Delivery>,
     /// With `auto_ack`: deliveries of the event that is with the transport.
     handed: Vec<Tag>,
     delivered: u64,
     phase: Phase,
+    /// The client said its last word (half-close) and settles nothing more: what is under way is finished.
+    last_word: bool,
     stream_deadline: Option<Instant>,
     _seat: OwnedSemaphorePermit,
 }
@@ -329,12 +330,6 @@ struct Session {
 enum Over {
     Gone,
     End(End),
-}
-
-impl From<Ended> for Over {
-    fn from(_: Ended) -> Self {
-        Self::End(End::BrokerDown)
-    }
 }
 
 impl Session {
@@ -350,7 +345,7 @@ impl Session {
             let step = tokio::select! {
                 biased;
                 () = self.events.closed() => return Over::Gone,
-                () = stopping.cancelled(), if !matches!(self.phase, Phase::Draining(_)) => {
+                () = stopping.cancelled(), if self.phase == Phase::Running => {
                     self.drain().await;
                     Ok(())
                 }
@@ -379,7 +374,7 @@ impl Session {
                         Ok(())
                     }
                 },
-                taken = self.subscription.next(), if self.has_room() => self.on_delivery(taken).await,
+                taken = self.subscription.next(), if self.listens() => self.on_delivery(taken).await,
             };
             if let Err(over) = step {
                 return over;
@@ -392,7 +387,7 @@ impl Session {
         let settled = self.ledger.is_empty() && self.handed.is_empty();
         let said = self.outbox.is_empty() && self.copies.is_empty();
         match self.phase {
-            Phase::Finishing if said => Some(End::Done),
+            _ if self.last_word && said => Some(End::Done),
             Phase::Draining(_) if settled && said => Some(End::Stopping),
             Phase::Running if self.delivered >= self.plan.max_messages && settled && said => {
                 Some(End::Done)
@@ -401,14 +396,37 @@ impl Session {
         }
     }
 
+    /// Whether new deliveries are given at all.
+    fn takes_more(&self) -> bool {
+        self.phase == Phase::Running && !self.last_word
+    }
+
     fn has_room(&self) -> bool {
+        self.ready_to_take() && self.has_credit()
+    }
+
+    fn ready_to_take(&self) -> bool {
+        self.takes_more() && self.outbox.is_empty() && self.held.is_none()
+    }
+
+    fn has_credit(&self) -> bool {
         let out = u32::try_from(self.ledger.len()).unwrap_or(u32::MAX);
-        self.phase == Phase::Running
-            && self.outbox.is_empty()
-            && self.held.is_none()
-            && self.delivered < self.plan.max_messages
+        self.delivered < self.plan.max_messages
             && out < self.plan.max_outstanding
             && self.ledger.bytes() < self.plan.max_bytes
+    }
+
+    /// Whether the broker is listened to without credit: it sends nothing then, as a rule, and says when it is over. With
+    /// several queues it may send, and what is taken early could go before what is ready later in an earlier queue.
+    fn listens(&self) -> bool {
+        self.ready_to_take() && (self.has_credit() || self.plan.queues.len() == 1)
+    }
+
+    /// Whether the client may have this one; the first of all fits however large it is.
+    fn fits(&self, delivery: &Delivery) -> bool {
+        let size = delivery.message.payload.len();
+        self.has_credit()
+            && (self.ledger.is_empty() || self.ledger.bytes() + size <= self.plan.max_bytes)
     }
 
     fn next_timer(&self) -> Option<Instant> {
@@ -432,7 +450,10 @@ impl Session {
         if overdue.is_empty() {
             return Ok(());
         }
-        self.subscription.requeue(&overdue).await?;
+        self.subscription
+            .requeue(&overdue)
+            .await
+            .map_err(|ended| self.over(ended))?;
         for tag in &overdue {
             self.ledger.settle(*tag, Settled::Lapsed);
         }
@@ -455,7 +476,10 @@ impl Session {
             permit.send(event);
         }
         if !taken.is_empty() {
-            self.subscription.ack(&taken).await?;
+            self.subscription
+                .ack(&taken)
+                .await
+                .map_err(|ended| self.over(ended))?;
             for tag in taken {
                 self.ledger.settle(tag, Settled::Automatic);
             }
@@ -473,7 +497,7 @@ impl Session {
             match taken {
                 Ok(delivery) => {
                     let size = delivery.message.payload.len();
-                    if !self.ledger.is_empty() && self.ledger.bytes() + size > self.plan.max_bytes {
+                    if !self.fits(&delivery) {
                         self.held = Some(delivery);
                         break;
                     }
@@ -502,11 +526,7 @@ impl Session {
         }
         match ended {
             None => Ok(()),
-            Some(Ended::BrokerDown) => Err(Over::End(End::BrokerDown)),
-            Some(Ended::QueueDeleted(index)) => {
-                let queue = self.plan.queues.get(index).cloned();
-                Err(Over::End(End::QueueDeleted(queue.unwrap_or_default())))
-            }
+            Some(ended) => Err(self.over(ended)),
         }
     }
 
@@ -527,12 +547,8 @@ impl Session {
 
     /// Credit came free: what waited for it goes out.
     fn release_held(&mut self) {
-        let fits = |delivery: &Delivery| {
-            let size = delivery.message.payload.len();
-            self.ledger.is_empty() || self.ledger.bytes() + size <= self.plan.max_bytes
-        };
-        if self.phase == Phase::Running
-            && self.held.as_ref().is_some_and(fits)
+        if self.takes_more()
+            && self.held.as_ref().is_some_and(|held| self.fits(held))
             && let Some(delivery) = self.held.take()
         {
             let given = self.give(delivery);
@@ -580,10 +596,16 @@ impl Session {
             }
         }
         if !acked.is_empty() {
-            self.subscription.ack(&acked).await?;
+            self.subscription
+                .ack(&acked)
+                .await
+                .map_err(|ended| self.over(ended))?;
         }
         if !requeued.is_empty() {
-            self.subscription.requeue(&requeued).await?;
+            self.subscription
+                .requeue(&requeued)
+                .await
+                .map_err(|ended| self.over(ended))?;
         }
         let mut results = results.into_iter().peekable();
         while results.peek().is_some() {
@@ -652,7 +674,10 @@ impl Session {
     async fn on_copied(&mut self, (tag, how, index, stored): CopyDone) -> Result<(), Over> {
         let result = match stored {
             Ok(()) => {
-                self.subscription.ack(&[tag]).await?;
+                self.subscription
+                    .ack(&[tag])
+                    .await
+                    .map_err(|ended| self.over(ended))?;
                 self.ledger.settle(tag, how);
                 SettleResult::Ok
             }
@@ -671,19 +696,34 @@ impl Session {
     }
 
     async fn on_half_close(&mut self) {
-        if !self.plan.auto_ack && self.phase == Phase::Running {
-            self.phase = Phase::Finishing;
+        if self.plan.auto_ack {
+            return;
+        }
+        if self.takes_more() {
             self.subscription.stop().await;
         }
+        self.last_word = true;
     }
 
     async fn drain(&mut self) {
         let grace = self.gateway.limits.shutdown_grace;
-        if self.phase == Phase::Running {
+        if self.takes_more() {
             self.subscription.stop().await;
         }
         self.phase = Phase::Draining(Instant::now() + grace);
-        self.outbox.push_back(Event::Draining { grace });
+        if !self.last_word {
+            self.outbox.push_back(Event::Draining { grace });
+        }
+    }
+
+    fn over(&self, ended: Ended) -> Over {
+        Over::End(match ended {
+            Ended::BrokerDown => End::BrokerDown,
+            Ended::QueueDeleted(index) => {
+                let queue = self.plan.queues.get(index).cloned();
+                End::QueueDeleted(queue.unwrap_or_default())
+            }
+        })
     }
 
     /// Returns what is unsettled to its queue, and then tells the client how it ended.
