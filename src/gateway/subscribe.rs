@@ -1,7 +1,8 @@
 //! Subscribing: one task a stream, between the client's requests and the broker's deliveries.
 //!
 //! The task never waits for the client to read: what it has to say stands in an outbox, and deliveries are taken only when the
-//! outbox is empty. So ack deadlines run, and settles are carried out, also when the client does not read.
+//! outbox is empty. So ack deadlines run, and settles are carried out, also when the client does not read. What the broker sent
+//! beyond that goes back after the same time: a client that hangs holds nothing for ever.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -199,6 +200,7 @@ impl Gateway {
             phase: Phase::Running,
             last_word: false,
             stream_deadline,
+            unread_since: None,
             plan,
             _seat: seat,
         };
@@ -323,6 +325,8 @@ struct Session {
     /// The client said its last word (half-close) and settles nothing more: what is under way is finished.
     last_word: bool,
     stream_deadline: Option<Instant>,
+    /// Since when the outbox waits for the client to read.
+    unread_since: Option<Instant>,
     _seat: OwnedSemaphorePermit,
 }
 
@@ -340,6 +344,11 @@ impl Session {
             if let Some(end) = self.finished() {
                 return Over::End(end);
             }
+            self.unread_since = match self.unread_since {
+                _ if self.outbox.is_empty() => None,
+                None => Some(Instant::now()),
+                since => since,
+            };
             let busy_outbox = !self.outbox.is_empty() || !self.handed.is_empty();
             let timer = self.next_timer();
             let step = tokio::select! {
@@ -434,8 +443,33 @@ impl Session {
             Phase::Draining(end) => Some(end),
             _ => None,
         };
-        let timers = [self.ledger.next_deadline(), self.stream_deadline, drained];
+        let timers = [
+            self.ledger.next_deadline(),
+            self.stream_deadline,
+            self.unread_until(),
+            drained,
+        ];
         timers.into_iter().flatten().min()
+    }
+
+    /// When what the broker sent meanwhile goes back, because the client does not read.
+    fn unread_until(&self) -> Option<Instant> {
+        let since = self.unread_since.filter(|_| self.takes_more())?;
+        Some(since + self.plan.ack_deadline)
+    }
+
+    /// Returns what the broker sent and the client was not yet given.
+    async fn give_back(&mut self) -> Result<(), Over> {
+        self.unread_since = None;
+        let mut tags: Vec<Tag> = self.held.take().map(|held| held.tag).into_iter().collect();
+        while let Some(taken) = self.subscription.try_next() {
+            tags.push(taken.map_err(|ended| self.over(ended))?.tag);
+        }
+        if !tags.is_empty() {
+            let returned = self.subscription.requeue(&tags).await;
+            returned.map_err(|ended| self.over(ended))?;
+        }
+        Ok(())
     }
 
     async fn on_timer(&mut self) -> Result<(), Over> {
@@ -445,6 +479,9 @@ impl Session {
         }
         if matches!(self.phase, Phase::Draining(end) if end <= now) {
             return Err(Over::End(End::Stopping));
+        }
+        if self.unread_until().is_some_and(|until| until <= now) {
+            self.give_back().await?;
         }
         let overdue = self.ledger.overdue(now);
         if overdue.is_empty() {
@@ -465,6 +502,7 @@ impl Session {
 
     /// The transport has a free place: what it took before is delivered, and the next event may go.
     async fn hand_out(&mut self, permit: mpsc::OwnedPermit<Event>) -> Result<(), Over> {
+        self.unread_since = None;
         let event = self.outbox.pop_front();
         let taken = std::mem::take(&mut self.handed);
         if self.plan.auto_ack
