@@ -66,12 +66,7 @@ impl Subscriber for Service {
             return Err(status::invalid_request(Invalid::field("request", problem)));
         };
         let start = read_start(start).map_err(status::invalid_request)?;
-        // An error of the transport is the client's end, like a half-close; if it is gone, the response stream tells.
-        let requests = requests
-            .take_while(|request| future::ready(request.is_ok()))
-            .filter_map(|request| future::ready(request.ok()))
-            .map(read_request)
-            .boxed();
+        let requests = requests.map(read_request).boxed();
         let end = deadline.map(|deadline| deadline.answer_by);
         let events = self.gateway.subscribe(start, requests, end).await;
         let events = events.map_err(|refused| Status::from(Failure::of_refusal(refused)))?;
@@ -97,8 +92,16 @@ fn read_start(start: proto::Start) -> Result<Start, Invalid> {
     })
 }
 
-fn read_request(request: SubscribeRequest) -> subscribe::Request {
-    match request.request {
+fn read_request(request: Result<SubscribeRequest, Status>) -> subscribe::Request {
+    let request = match request {
+        Ok(request) => request.request,
+        // Or the client is gone; then nobody reads this.
+        Err(status) => {
+            let problem = format!("cannot be read: {}", status.message());
+            return subscribe::Request::Invalid(Invalid::field("request", problem));
+        }
+    };
+    match request {
         None => subscribe::Request::Invalid(Invalid::field("request", "must be set")),
         Some(ProtoRequest::Start(_)) => {
             subscribe::Request::Invalid(Invalid::field("start", "must be sent only once"))
