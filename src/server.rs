@@ -175,6 +175,7 @@ pub async fn run(
     ended.cancel();
     gateway.tasks.close();
     let settled = timeout(grace + LAST_WORDS, gateway.tasks.wait()).await;
+    health.stopped().await;
     let closed = timeout(LAST_WORDS, &mut serving).await;
     serving.abort();
     broker.close().await;

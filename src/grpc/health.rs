@@ -9,6 +9,13 @@ use tonic_health::{
 use super::proto::{publisher_server, subscriber_server};
 use crate::broker::{LinkState, Links};
 
+/// The whole, and each service.
+const SERVICES: [&str; 3] = [
+    "",
+    publisher_server::SERVICE_NAME,
+    subscriber_server::SERVICE_NAME,
+];
+
 /// The health of each service and of the whole (`""`).
 #[derive(Clone)]
 pub struct Health {
@@ -41,12 +48,15 @@ impl Health {
 
     /// The gateway is about to stop.
     pub async fn stopping(&self) {
-        for service in [
-            "",
-            publisher_server::SERVICE_NAME,
-            subscriber_server::SERVICE_NAME,
-        ] {
+        for service in SERVICES {
             self.set(service, false).await;
+        }
+    }
+
+    /// Nothing is served any more: whoever watches is told the end.
+    pub async fn stopped(&self) {
+        for service in SERVICES {
+            self.reporter.clone().clear_service_status(service).await;
         }
     }
 

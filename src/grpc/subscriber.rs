@@ -55,7 +55,10 @@ impl Subscriber for Service {
         let deadline = request.extensions().get::<Deadline>().copied();
         let mut requests = request.into_inner();
         let patience = Instant::now() + START_TIMEOUT;
-        let first = timeout_at(patience, requests.next()).await;
+        let first = tokio::select! {
+            first = timeout_at(patience, requests.next()) => first,
+            () = self.gateway.stopping.cancelled() => return Err(Failure::stopping().into()),
+        };
         let first = match first {
             Ok(Some(Ok(first))) => first.request,
             Ok(Some(Err(status))) => return Err(status),
