@@ -4,7 +4,14 @@
 
 mod cli;
 mod contract;
+mod front;
 mod harness;
+mod hostile;
+mod publish;
+mod raw;
+mod settle;
+mod standard;
+mod subscribe;
 
 use contract::{Fixture, Traits, contract_suite};
 use courtier::broker::memory::MemoryBroker;

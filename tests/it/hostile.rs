@@ -1,0 +1,579 @@
+//! Hostile input, and the answer that it must get (the table in the security notes). After each group a neighbour's publish
+//! works. What the API has no field for (user_id, delivery mode) no client can set.
+//! Hostile starts and ack ids are in `subscribe.rs` and `settle.rs`.
+
+use std::{io::Write, time::Duration};
+
+use bytes::Bytes;
+use courtier::grpc::proto::{Message, PublishRequest, Start, message::Payload};
+use prost::Message as _;
+use prost_types::{ListValue, Struct, Value, value::Kind};
+use tokio::time::Instant;
+use tonic::Code;
+
+use crate::{
+    front::{Front, On, Stream, body, fault, from, on_both, refusal, seconds, text, to_queue},
+    raw::{self, Answer, PUBLISH, SUBSCRIBE, call, frame, framed},
+};
+
+on_both! {
+    names_that_could_be_mistaken_for_others_are_refused
+    names_of_255_bytes_work_and_longer_ones_are_refused
+    the_brokers_own_names_are_forbidden
+    headers_that_the_broker_would_act_on_are_refused_and_reach_no_other_queue
+    properties_out_of_range_are_refused
+    a_direct_reply_is_refused_and_disturbs_nobody
+    headers_without_measure_are_refused
+    payloads_up_to_the_limit_pass_and_larger_ones_do_not
+}
+
+const INVALID_ARGUMENT: Answer = Answer {
+    http: 200,
+    grpc: Some(3),
+};
+
+/// Other clients are served as before.
+async fn neighbours_are_unharmed(front: &Front) {
+    let queue = front.queue("neighbour").await;
+    front.fill(&queue, &["unharmed"]).await;
+    assert_eq!(front.drain_bodies(&queue).await, ["unharmed"]);
+}
+
+async fn publish(front: &Front, exchange: &str, routing_key: &str) -> (Code, String) {
+    let exchange = exchange.to_owned();
+    refusal(
+        front
+            .publish(PublishRequest {
+                exchange,
+                ..to_queue(routing_key, text("x"))
+            })
+            .await,
+    )
+}
+
+fn refused(code: Code, reason: &str) -> (Code, String) {
+    (code, reason.to_owned())
+}
+
+async fn names_that_could_be_mistaken_for_others_are_refused(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("q\u{e9}").await;
+    // RabbitMQ would strip CR and LF, and take the empty name for the queue declared last; the others only look alike.
+    let twin = queue.replace('\u{e9}', "e\u{301}");
+    let lookalikes = [
+        "\r", "\n", "\0", "\u{7f}", "\u{202e}", "\u{200b}", "\u{feff}", " ", "\u{a0}",
+    ]
+    .map(|mark| format!("{queue}{mark}"));
+    let leading = format!(" {queue}");
+    let names = lookalikes
+        .iter()
+        .map(String::as_str)
+        .chain(["", &*twin, &*leading]);
+    for name in names {
+        let expected = refused(Code::InvalidArgument, "INVALID_REQUEST");
+        assert_eq!(
+            refusal(Stream::open(&front, from(&[name])).await),
+            expected,
+            "{name:?}"
+        );
+        let expected = refused(Code::InvalidArgument, "INVALID_MESSAGE");
+        assert_eq!(publish(&front, "", name).await, expected, "{name:?}");
+        if !name.is_empty() {
+            assert_eq!(publish(&front, name, "k").await, expected, "{name:?}");
+        }
+    }
+    let exchange = front.exchange("e", "k", &[&queue]).await;
+    assert_eq!(
+        publish(&front, &exchange, "k\r\n").await,
+        refused(Code::InvalidArgument, "INVALID_MESSAGE")
+    );
+    neighbours_are_unharmed(&front).await;
+}
+
+async fn names_of_255_bytes_work_and_longer_ones_are_refused(on: On) {
+    let front = on.gateway().await;
+    let long = |bytes: usize| "n".repeat(bytes - front.name("").len());
+    let queue = front.queue(&long(255)).await;
+    assert_eq!(queue.len(), 255);
+    front.fill(&queue, &["a"]).await;
+    assert_eq!(front.drain_bodies(&queue).await, ["a"]);
+    let exchange = front
+        .exchange(&long(254), &"k".repeat(255), &[&queue])
+        .await;
+    let request = PublishRequest {
+        exchange: exchange.clone(),
+        ..to_queue(&"k".repeat(255), text("b"))
+    };
+    front.publish(request).await.expect("confirmed");
+    for bytes in [256, 65_536] {
+        let name = "n".repeat(bytes);
+        let expected = refused(Code::InvalidArgument, "INVALID_MESSAGE");
+        assert_eq!(publish(&front, &name, "k").await, expected);
+        assert_eq!(publish(&front, &exchange, &name).await, expected);
+        let opened = Stream::open(&front, from(&[&name])).await;
+        assert_eq!(
+            refusal(opened),
+            refused(Code::InvalidArgument, "INVALID_REQUEST")
+        );
+    }
+    neighbours_are_unharmed(&front).await;
+}
+
+async fn the_brokers_own_names_are_forbidden(on: On) {
+    let front = on.gateway().await;
+    let forbidden = refused(Code::PermissionDenied, "FORBIDDEN");
+    // The same for what exists on RabbitMQ and for what does not.
+    for name in ["amq.direct", "amq.rabbitmq.log", "amq.nothing"] {
+        assert_eq!(publish(&front, name, "k").await, forbidden, "{name}");
+    }
+    for name in [
+        "amq.rabbitmq.reply-to",
+        "amq.rabbitmq.reply-to.g2dkAA==",
+        "amq.gen-1",
+    ] {
+        assert_eq!(publish(&front, "", name).await, forbidden, "{name}");
+        assert_eq!(
+            refusal(Stream::open(&front, from(&[name])).await),
+            forbidden,
+            "{name}"
+        );
+    }
+    neighbours_are_unharmed(&front).await;
+}
+
+fn string(text: &str) -> Value {
+    Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    }
+}
+
+fn number(number: f64) -> Value {
+    Value {
+        kind: Some(Kind::NumberValue(number)),
+    }
+}
+
+fn list(values: Vec<Value>) -> Value {
+    Value {
+        kind: Some(Kind::ListValue(ListValue { values })),
+    }
+}
+
+fn with_headers(fields: impl IntoIterator<Item = (String, Value)>) -> Message {
+    Message {
+        headers: Some(Struct {
+            fields: fields.into_iter().collect(),
+        }),
+        ..text("x")
+    }
+}
+
+async fn headers_that_the_broker_would_act_on_are_refused_and_reach_no_other_queue(on: On) {
+    let front = on.gateway().await;
+    let (queue, victim) = (front.queue("work").await, front.queue("victim").await);
+    let names = [
+        "CC",
+        "BCC",
+        "x-death",
+        "x-first-death-queue",
+        "x-first-death-reason",
+        "x-last-death-exchange",
+        "x-delivery-count",
+        "x-courtier-publish-id",
+        "x-courtier-attempt",
+        "X-Courtier-Failed-Id",
+        "x-delay",
+        "x-opt-deliver-by",
+    ];
+    for name in names {
+        for value in [string(&victim), list(vec![string(&victim)]), number(1.0)] {
+            let message = with_headers([(name.to_owned(), value)]);
+            let answer = refusal(front.publish(to_queue(&queue, message)).await);
+            assert_eq!(
+                answer,
+                refused(Code::InvalidArgument, "RESERVED_HEADER"),
+                "{name}"
+            );
+        }
+    }
+    // Not names that RabbitMQ acts on.
+    front
+        .publish(to_queue(
+            &queue,
+            with_headers([("cc".to_owned(), list(vec![string(&victim)]))]),
+        ))
+        .await
+        .expect("confirmed");
+    assert_eq!(front.drain_bodies(&victim).await, [""; 0]);
+    assert_eq!(front.drain_bodies(&queue).await, ["x"]);
+}
+
+async fn properties_out_of_range_are_refused(on: On) {
+    use prost_types::{Duration as Ttl, Timestamp};
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let ttls = [
+        (-1, 0),
+        (0, -1),
+        (1_000_000_000_000, 0),
+        (i64::MAX, i32::MAX),
+        (i64::MIN, i32::MIN),
+    ];
+    let ttls = ttls.map(|(seconds, nanos)| Message {
+        ttl: Some(Ttl { seconds, nanos }),
+        ..text("x")
+    });
+    let times = [-1, 253_402_300_800, i64::MAX, i64::MIN];
+    let times = times.map(|seconds| Message {
+        timestamp: Some(Timestamp { seconds, nanos: 0 }),
+        ..text("x")
+    });
+    let priorities = [256, u32::MAX].map(|priority| Message {
+        priority,
+        ..text("x")
+    });
+    let texts = ["x".repeat(256), "a\r\nb".to_owned(), "a\0".to_owned()];
+    let texts = texts.map(|bad| Message {
+        correlation_id: bad,
+        ..text("x")
+    });
+    for message in ttls.into_iter().chain(times).chain(priorities).chain(texts) {
+        let answer = refusal(front.publish(to_queue(&queue, message.clone())).await);
+        assert_eq!(
+            answer,
+            refused(Code::InvalidArgument, "INVALID_MESSAGE"),
+            "{message:?}"
+        );
+    }
+    neighbours_are_unharmed(&front).await;
+}
+
+/// RabbitMQ closes the channel that such a message comes on.
+async fn a_direct_reply_is_refused_and_disturbs_nobody(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let direct = Message {
+        reply_to: "amq.rabbitmq.reply-to".into(),
+        ..text("x")
+    };
+    let status = front
+        .publish(to_queue(&queue, direct))
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (status.code(), fault(&status).field),
+        (Code::InvalidArgument, "message.reply_to".to_owned())
+    );
+    neighbours_are_unharmed(&front).await;
+}
+
+async fn headers_without_measure_are_refused(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let nested = |levels: usize| (0..levels).fold(string("x"), |inner, _| list(vec![inner]));
+    let deep = |levels| [("h".to_owned(), nested(levels))];
+    let many = |count: i32| (0..count).map(|i| (i.to_string(), number(i.into())));
+    let allowed = [
+        with_headers(many(64)),
+        with_headers(deep(3)),
+        with_headers([("h".into(), string(&"x".repeat(16_000)))]),
+    ];
+    for message in allowed {
+        front
+            .publish(to_queue(&queue, message))
+            .await
+            .expect("confirmed");
+    }
+    let refused_ones = [
+        with_headers(many(65)),
+        with_headers(many(10_000)),
+        with_headers([("h".to_owned(), list(vec![number(1.0); 10_000]))]),
+        with_headers([("h".to_owned(), string(&"x".repeat(1 << 20)))]),
+        with_headers([("h".repeat(256), number(1.0))]),
+        with_headers([("a\0".to_owned(), number(1.0))]),
+        with_headers(deep(4)),
+        with_headers(deep(40)),
+        with_headers([("h".to_owned(), number(f64::NAN))]),
+        with_headers([("h".to_owned(), list(vec![number(f64::INFINITY)]))]),
+    ];
+    for (i, message) in refused_ones.into_iter().enumerate() {
+        let answer = refusal(front.publish(to_queue(&queue, message)).await);
+        assert_eq!(
+            answer,
+            refused(Code::InvalidArgument, "INVALID_MESSAGE"),
+            "{i}"
+        );
+    }
+    // The generated decoder gives up long before.
+    let answer = refusal(
+        front
+            .publish(to_queue(&queue, with_headers(deep(1_000))))
+            .await,
+    );
+    assert_eq!(answer, refused(Code::InvalidArgument, "INVALID_REQUEST"));
+    neighbours_are_unharmed(&front).await;
+}
+
+async fn payloads_up_to_the_limit_pass_and_larger_ones_do_not(on: On) {
+    const LIMIT: usize = 4 * 1024 * 1024;
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let sized = |bytes| {
+        let payload = Some(Payload::Data(vec![7; bytes].into()));
+        to_queue(
+            &queue,
+            Message {
+                payload,
+                ..Message::default()
+            },
+        )
+    };
+    front.publish(sized(LIMIT)).await.expect("confirmed");
+    let answer = refusal(front.publish(sized(LIMIT + 1)).await);
+    assert_eq!(answer, refused(Code::InvalidArgument, "PAYLOAD_TOO_LARGE"));
+    // Refused by its announced length, before it is read.
+    let huge = front
+        .publish(sized(100 * 1024 * 1024))
+        .await
+        .expect_err("refused");
+    assert_ne!(huge.code(), Code::Ok);
+    neighbours_are_unharmed(&front).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_announced_and_never_sent_is_refused_at_once() {
+    let front = On::Embedded.gateway().await;
+    for path in [PUBLISH, SUBSCRIBE] {
+        // The client stays silent; without the limit this call would wait for the rest, and hold room for it.
+        let answer = call(&front, path, &[], framed(0, u32::MAX, b"x"), false).await;
+        assert_eq!(
+            answer,
+            Answer {
+                http: 200,
+                grpc: Some(Code::OutOfRange.into())
+            },
+            "{path}"
+        );
+    }
+    neighbours_are_unharmed(&front).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gzip_bomb_is_refused_when_it_grows_over_the_limit() {
+    let front = On::Embedded.gateway().await;
+    let bomb = |mebibytes: usize| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        for _ in 0..mebibytes {
+            gzip.write_all(&[0; 1 << 20]).expect("in memory");
+        }
+        gzip.finish().expect("in memory")
+    };
+    let zipped = |bytes: &[u8]| framed(1, u32::try_from(bytes.len()).expect("small"), bytes);
+    let headers = [("grpc-encoding", "gzip")];
+    // Below the limit it is read, and is no protobuf.
+    assert_eq!(
+        call(&front, PUBLISH, &headers, zipped(&bomb(1)), true).await,
+        INVALID_ARGUMENT
+    );
+    let answer = call(&front, PUBLISH, &headers, zipped(&bomb(200)), true).await;
+    assert_eq!(
+        answer,
+        Answer {
+            http: 200,
+            grpc: Some(Code::ResourceExhausted.into())
+        }
+    );
+    let answer = call(&front, PUBLISH, &headers, zipped(b"not gzip"), true).await;
+    assert_eq!(
+        answer,
+        Answer {
+            http: 200,
+            grpc: Some(Code::Internal.into())
+        }
+    );
+    neighbours_are_unharmed(&front).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_and_truncated_protobuf_is_refused() {
+    let front = On::Embedded.gateway().await;
+    let queue = front.queue("work").await;
+    let whole = to_queue(&queue, with_headers([("h".to_owned(), string("x"))])).encode_to_vec();
+    // Cut after the routing key it is a request without a message, and nothing else is left whole.
+    for end in 1..whole.len() {
+        let answer = call(&front, PUBLISH, &[], frame(&whole[..end]), true).await;
+        assert_eq!(answer, INVALID_ARGUMENT, "cut at {end}");
+    }
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..50 {
+        let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(64).collect();
+        for path in [PUBLISH, SUBSCRIBE] {
+            assert_eq!(
+                call(&front, path, &[], frame(&bytes), true).await,
+                INVALID_ARGUMENT,
+                "{path} {bytes:?}"
+            );
+        }
+    }
+    // A frame that the end of the body cuts, an unknown flag, no frame at all.
+    let internal = Answer {
+        http: 200,
+        grpc: Some(Code::Internal.into()),
+    };
+    for body in [framed(0, 100, b"x"), framed(9, 1, b"x"), Bytes::new()] {
+        assert_eq!(call(&front, PUBLISH, &[], body, true).await, internal);
+    }
+    assert_eq!(front.drain_bodies(&queue).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_request_that_cannot_be_read_ends_the_subscription() {
+    let front = On::Embedded.gateway().await;
+    let queue = front.queue("work").await;
+    // With auto_ack a half-close would keep the stream open: this is none.
+    for auto_ack in [false, true] {
+        let start = courtier::grpc::proto::subscribe_request::Request::Start(Start {
+            auto_ack,
+            ..from(&[&queue])
+        });
+        let start = courtier::grpc::proto::SubscribeRequest {
+            request: Some(start),
+        };
+        let mut body = frame(&start.encode_to_vec()).to_vec();
+        body.extend(frame(b"\xff\xff\xff"));
+        assert_eq!(
+            call(&front, SUBSCRIBE, &[], body.into(), false).await,
+            INVALID_ARGUMENT,
+            "{auto_ack}"
+        );
+    }
+    neighbours_are_unharmed(&front).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadlines_that_are_over_absurd_or_malformed_do_no_harm() {
+    let front = On::Embedded.gateway().await;
+    let queue = front.queue("work").await;
+    let body = || frame(&to_queue(&queue, text("a")).encode_to_vec());
+    let over = Answer {
+        http: 200,
+        grpc: Some(Code::DeadlineExceeded.into()),
+    };
+    let fine = Answer {
+        http: 200,
+        grpc: Some(0),
+    };
+    for timeout in ["0n", "0S", "1u", "10m"] {
+        let answer = call(&front, PUBLISH, &[("grpc-timeout", timeout)], body(), true).await;
+        assert_eq!(answer, over, "{timeout}");
+    }
+    for timeout in [
+        "99999999H",
+        "99999999S",
+        "abc",
+        "",
+        "-1S",
+        "999999999S",
+        "1.5S",
+    ] {
+        let answer = call(&front, PUBLISH, &[("grpc-timeout", timeout)], body(), true).await;
+        assert_eq!(answer, fine, "{timeout}");
+    }
+    // What was refused was not published.
+    assert_eq!(front.drain_bodies(&queue).await, vec!["a"; 7]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_never_comes_is_answered_at_the_callers_deadline() {
+    let front = On::Embedded.gateway().await;
+    let began = Instant::now();
+    let answer = call(
+        &front,
+        PUBLISH,
+        &[("grpc-timeout", "500m")],
+        Bytes::new(),
+        false,
+    )
+    .await;
+    assert_eq!(
+        answer,
+        Answer {
+            http: 200,
+            grpc: Some(Code::DeadlineExceeded.into())
+        }
+    );
+    assert!(began.elapsed() < Duration::from_millis(1_500));
+    neighbours_are_unharmed(&front).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_subscribers_that_never_read_leave_others_served() {
+    let front = On::Embedded.gateway().await;
+    let flooded = front.queue("flooded").await;
+    let payload = Some(Payload::Data(vec![0; 100_000].into()));
+    for _ in 0..100 {
+        let message = Message {
+            payload: payload.clone(),
+            ..Message::default()
+        };
+        front
+            .publish(to_queue(&flooded, message))
+            .await
+            .expect("confirmed");
+    }
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        let start = Start {
+            ack_deadline: seconds(1),
+            ..from(&[&flooded])
+        };
+        silent.push(front.subscribe(start).await);
+    }
+    let queue = front.queue("work").await;
+    let mut reader = front.subscribe(from(&[&queue])).await;
+    for i in 0..100 {
+        front.fill(&queue, &[&i.to_string()]).await;
+        let delivery = reader.delivery().await;
+        assert_eq!(body(&delivery), i.to_string());
+    }
+    drop(silent);
+    neighbours_are_unharmed(&front).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_rpc_is_refused_in_http_terms() {
+    let front = On::Embedded.gateway().await;
+    let got = raw::http1(&front, "GET", PUBLISH, "", b"").await;
+    assert!((400..500).contains(&got.status), "{}", got.head);
+    let unknown_method = call(
+        &front,
+        "/courtier.v1.Publisher/Nothing",
+        &[],
+        frame(b""),
+        true,
+    )
+    .await;
+    assert_eq!(
+        unknown_method,
+        Answer {
+            http: 200,
+            grpc: Some(Code::Unimplemented.into())
+        }
+    );
+    let unknown_service = call(
+        &front,
+        "/courtier.v1.Nothing/Publish",
+        &[],
+        frame(b""),
+        true,
+    )
+    .await;
+    assert_eq!(
+        unknown_service,
+        Answer {
+            http: 200,
+            grpc: Some(Code::Unimplemented.into())
+        }
+    );
+    neighbours_are_unharmed(&front).await;
+}

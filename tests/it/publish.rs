@@ -1,0 +1,694 @@
+//! Publishing through the front door: every outcome, over each of the three ways to publish.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use courtier::{
+    broker::{
+        Broker, Error, Fate, InDoubt, Lane, Links, NotSent, Publish, Receipt, Subscribe,
+        Subscription,
+        memory::MemoryBroker,
+        topology::{Difference, Topology},
+    },
+    gateway::Limits,
+    grpc::proto::{
+        Message, Outcome, PublishBatchRequest, PublishRequest, PublishResult, PublishStreamRequest,
+        message::Payload,
+    },
+};
+use prost::Message as _;
+use prost_types::{ListValue, Struct, Timestamp, Value, value::Kind};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Code, Request, Status};
+
+use crate::front::{Fault, Front, On, body, fault, from, on_both, payload, text, timely, to_queue};
+
+on_both! {
+    a_confirmed_message_is_in_its_queue
+    a_message_that_no_queue_takes_is_unroutable
+    with_allow_unroutable_a_message_that_no_queue_takes_is_confirmed
+    a_full_queue_rejects
+    a_missing_exchange_is_invalid_and_not_found
+    what_the_gateway_refuses_is_invalid_and_names_its_field
+    without_the_broker_nothing_is_sent
+    beyond_the_bytes_in_flight_nothing_is_sent
+    a_batch_holds_one_to_a_thousand_messages
+    each_result_of_a_batch_belongs_to_its_message
+    a_stream_answers_every_sequence_and_goes_on_after_a_bad_message
+    ten_thousand_messages_pass_a_window_of_sixteen_in_order
+    an_id_is_made_or_kept_and_each_publish_has_its_own
+    every_property_and_payload_arrives
+}
+
+/// The fate of a request: the same whether it comes alone, in a batch or on a stream.
+async fn fate(front: &Front, request: PublishRequest) -> (Outcome, Option<Fault>) {
+    let alone = match front.publish(request.clone()).await {
+        Ok(response) => (response.outcome(), None),
+        Err(status) => {
+            let fault = fault(&status);
+            let name = format!("OUTCOME_{}", fault.outcome);
+            let outcome = Outcome::from_str_name(&name).expect("an outcome of the API");
+            (outcome, Some(fault))
+        }
+    };
+    let batched = batch(front, vec![request.clone()]).await;
+    let streamed = stream(front, vec![request]).await;
+    for (way, results) in [("batch", batched), ("stream", streamed)] {
+        assert_eq!(results.len(), 1, "{way}");
+        assert_eq!(read(&results[0]), alone, "{way}");
+    }
+    alone
+}
+
+fn read(result: &PublishResult) -> (Outcome, Option<Fault>) {
+    let error = result.error.as_ref().map(|error| {
+        let details = error.encode_to_vec().into();
+        fault(&Status::with_details(
+            error.code.into(),
+            error.message.clone(),
+            details,
+        ))
+    });
+    (result.outcome(), error)
+}
+
+fn outcomes(results: &[PublishResult]) -> Vec<Outcome> {
+    results.iter().map(PublishResult::outcome).collect()
+}
+
+async fn batch(front: &Front, messages: Vec<PublishRequest>) -> Vec<PublishResult> {
+    let request = PublishBatchRequest { messages };
+    let answer = timely(front.publisher.clone().publish_batch(request)).await;
+    answer
+        .expect("the batch itself is good")
+        .into_inner()
+        .results
+}
+
+/// Sends all, half-closes, and reads to the end. Sequences count from 0.
+async fn stream(front: &Front, requests: Vec<PublishRequest>) -> Vec<PublishResult> {
+    let requests = requests
+        .into_iter()
+        .zip(0..)
+        .map(|(publish, sequence)| PublishStreamRequest {
+            sequence,
+            publish: Some(publish),
+        });
+    let requests = tokio_stream::iter(requests.collect::<Vec<_>>());
+    let mut publisher = front.publisher.clone();
+    let opened = timely(publisher.publish_stream(requests)).await;
+    let mut responses = opened.expect("it opens").into_inner();
+    let mut results = Vec::new();
+    while let Some(response) = timely(responses.message()).await.expect("it ends OK") {
+        results.extend(response.results);
+    }
+    results
+}
+
+fn of(code: Code, reason: &str, outcome: &str, field: &str, retry: bool) -> Option<Fault> {
+    Some(Fault {
+        code,
+        reason: reason.to_owned(),
+        outcome: outcome.to_owned(),
+        field: field.to_owned(),
+        retry,
+    })
+}
+
+async fn a_confirmed_message_is_in_its_queue(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let exchange = front.exchange("orders", "created", &[&queue]).await;
+    let request = PublishRequest {
+        exchange: exchange.clone(),
+        routing_key: "created".into(),
+        ..to_queue("", text("a"))
+    };
+    assert_eq!(fate(&front, request).await, (Outcome::Confirmed, None));
+    let stored = front.drain(&queue).await;
+    let origin: Vec<_> = stored
+        .iter()
+        .map(|d| (body(d), &*d.exchange, &*d.routing_key))
+        .collect();
+    assert_eq!(origin, vec![("a".to_owned(), &*exchange, "created"); 3]);
+}
+
+async fn a_message_that_no_queue_takes_is_unroutable(on: On) {
+    let front = on.gateway().await;
+    let exchange = front.exchange("orders", "", &[]).await;
+    let unroutable = of(
+        Code::FailedPrecondition,
+        "UNROUTABLE",
+        "UNROUTABLE",
+        "",
+        false,
+    );
+    let bound_to_nothing = PublishRequest {
+        exchange,
+        ..to_queue("k", text("a"))
+    };
+    let no_such_queue = to_queue(&front.name("missing"), text("a"));
+    for request in [bound_to_nothing, no_such_queue] {
+        assert_eq!(
+            fate(&front, request).await,
+            (Outcome::Unroutable, unroutable.clone())
+        );
+    }
+}
+
+async fn with_allow_unroutable_a_message_that_no_queue_takes_is_confirmed(on: On) {
+    let front = on.gateway().await;
+    let request = PublishRequest {
+        allow_unroutable: true,
+        ..to_queue(&front.name("missing"), text("a"))
+    };
+    assert_eq!(fate(&front, request).await, (Outcome::Confirmed, None));
+}
+
+async fn a_full_queue_rejects(on: On) {
+    let front = on.gateway().await;
+    let queue = front
+        .queue_with("work", |queue| queue.max_length = Some(1))
+        .await;
+    front.fill(&queue, &["a"]).await;
+    let full = of(Code::ResourceExhausted, "QUEUE_FULL", "REJECTED", "", true);
+    let answer = fate(&front, to_queue(&queue, text("b"))).await;
+    assert_eq!(answer, (Outcome::Rejected, full));
+}
+
+async fn a_missing_exchange_is_invalid_and_not_found(on: On) {
+    let front = on.gateway().await;
+    let request = PublishRequest {
+        exchange: front.name("missing"),
+        ..to_queue("k", text("a"))
+    };
+    let missing = of(Code::NotFound, "EXCHANGE_NOT_FOUND", "INVALID", "", false);
+    assert_eq!(fate(&front, request).await, (Outcome::Invalid, missing));
+}
+
+async fn what_the_gateway_refuses_is_invalid_and_names_its_field(on: On) {
+    let front = on
+        .gateway_with(|limits| limits.max_payload_bytes = 40)
+        .await;
+    let queue = front.queue("work").await;
+    let message = |change: fn(&mut Message)| {
+        let mut message = text("a");
+        change(&mut message);
+        to_queue(&queue, message)
+    };
+    let invalid = "INVALID_MESSAGE";
+    let cases = [
+        (
+            PublishRequest {
+                message: None,
+                ..to_queue(&queue, text("a"))
+            },
+            invalid,
+            "message",
+        ),
+        (
+            PublishRequest {
+                exchange: "a\n".into(),
+                ..to_queue(&queue, text("a"))
+            },
+            invalid,
+            "exchange",
+        ),
+        (to_queue("", text("a")), invalid, "routing_key"),
+        (
+            message(|m| m.message_id = "x".repeat(256)),
+            invalid,
+            "message.message_id",
+        ),
+        (message(|m| m.priority = 256), invalid, "message.priority"),
+        (
+            message(|m| m.ttl = crate::front::seconds(-1)),
+            invalid,
+            "message.ttl",
+        ),
+        (
+            message(|m| {
+                m.timestamp = Some(Timestamp {
+                    seconds: -1,
+                    nanos: 0,
+                })
+            }),
+            invalid,
+            "message.timestamp",
+        ),
+        (
+            message(|m| m.payload = Some(Payload::Json(number(f64::NAN)))),
+            invalid,
+            "message.json",
+        ),
+        (
+            message(|m| m.payload = Some(Payload::Text("x".repeat(41)))),
+            "PAYLOAD_TOO_LARGE",
+            "message.payload",
+        ),
+        (
+            message(|m| m.headers = headers([("CC", number(1.0))])),
+            "RESERVED_HEADER",
+            "message.headers",
+        ),
+    ];
+    for (request, reason, field) in cases {
+        let expected = of(Code::InvalidArgument, reason, "INVALID", field, false);
+        assert_eq!(
+            fate(&front, request).await,
+            (Outcome::Invalid, expected),
+            "{field}"
+        );
+    }
+    assert_eq!(front.drain_bodies(&queue).await, [""; 0]);
+}
+
+async fn without_the_broker_nothing_is_sent(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    front.broker.close().await;
+    let down = of(Code::Unavailable, "BROKER_DOWN", "NOT_SENT", "", true);
+    let answer = fate(&front, to_queue(&queue, text("a"))).await;
+    assert_eq!(answer, (Outcome::NotSent, down));
+}
+
+async fn beyond_the_bytes_in_flight_nothing_is_sent(on: On) {
+    let front = on
+        .gateway_with(|limits| limits.max_in_flight_bytes = 40)
+        .await;
+    let queue = front.queue("work").await;
+    let overloaded = of(Code::ResourceExhausted, "OVERLOADED", "NOT_SENT", "", true);
+    let answer = fate(&front, to_queue(&queue, text(&"x".repeat(41)))).await;
+    assert_eq!(answer, (Outcome::NotSent, overloaded));
+    // What was refused holds nothing back.
+    front.fill(&queue, &["123", "456"]).await;
+    assert_eq!(front.drain_bodies(&queue).await, ["123", "456"]);
+}
+
+async fn a_batch_holds_one_to_a_thousand_messages(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let messages = |count: usize| {
+        (0..count)
+            .map(|i| to_queue(&queue, text(&i.to_string())))
+            .collect::<Vec<_>>()
+    };
+    let results = batch(&front, messages(1_000)).await;
+    assert_eq!(outcomes(&results), [Outcome::Confirmed; 1_000]);
+    for count in [0, 1_001] {
+        let request = PublishBatchRequest {
+            messages: messages(count),
+        };
+        let refused = timely(front.publisher.clone().publish_batch(request)).await;
+        let expected = of(
+            Code::InvalidArgument,
+            "INVALID_REQUEST",
+            "",
+            "messages",
+            false,
+        );
+        assert_eq!(
+            Some(fault(&refused.expect_err("refused"))),
+            expected,
+            "{count}"
+        );
+    }
+    let sent: Vec<_> = (0..1_000).map(|i| i.to_string()).collect();
+    assert_eq!(front.drain_bodies(&queue).await, sent);
+}
+
+async fn each_result_of_a_batch_belongs_to_its_message(on: On) {
+    let front = on.gateway().await;
+    let work = front.queue("work").await;
+    let full = front
+        .queue_with("full", |queue| queue.max_length = Some(1))
+        .await;
+    front.fill(&full, &["first"]).await;
+    let missing = front.name("missing");
+    let with_id = |id: &str, mut request: PublishRequest| {
+        let message = request.message.get_or_insert_default();
+        message.message_id = id.to_owned();
+        request
+    };
+    let kinds = [
+        (to_queue(&work, text("a")), Outcome::Confirmed),
+        (to_queue(&missing, text("a")), Outcome::Unroutable),
+        (to_queue(&full, text("a")), Outcome::Rejected),
+        (to_queue("a\0", text("a")), Outcome::Invalid),
+        (
+            PublishRequest {
+                exchange: missing.clone(),
+                ..to_queue("k", text("a"))
+            },
+            Outcome::Invalid,
+        ),
+        (
+            PublishRequest {
+                allow_unroutable: true,
+                ..to_queue(&missing, text("a"))
+            },
+            Outcome::Confirmed,
+        ),
+    ];
+    let all = || kinds.iter().cycle().take(600).enumerate();
+    let messages = all().map(|(i, (request, _))| with_id(&i.to_string(), request.clone()));
+    let results = batch(&front, messages.collect()).await;
+    for (i, (_, outcome)) in all() {
+        let result = &results[i];
+        let told = (result.sequence, result.message_id.clone(), result.outcome());
+        assert_eq!(told, (i as u64, i.to_string(), *outcome));
+        assert_eq!(
+            result.error.is_some(),
+            *outcome != Outcome::Confirmed,
+            "{i}"
+        );
+    }
+}
+
+async fn a_stream_answers_every_sequence_and_goes_on_after_a_bad_message(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let request = |i: u64| match i % 10 {
+        3 => to_queue("a\0", text("bad")),
+        7 => PublishRequest {
+            message: None,
+            ..to_queue(&queue, text("a"))
+        },
+        _ => to_queue(&queue, text(&i.to_string())),
+    };
+    let results = stream(&front, (0..500).map(request).collect()).await;
+    assert_eq!(results.len(), 500);
+    let sequences: BTreeSet<u64> = results.iter().map(|result| result.sequence).collect();
+    assert_eq!(sequences, (0..500).collect());
+    for result in results {
+        let bad = matches!(result.sequence % 10, 3 | 7);
+        let expected = if bad {
+            Outcome::Invalid
+        } else {
+            Outcome::Confirmed
+        };
+        assert_eq!(result.outcome(), expected, "{}", result.sequence);
+    }
+    let good = (0..500).filter(|i| !matches!(i % 10, 3 | 7));
+    let sent: Vec<_> = good.map(|i: u64| i.to_string()).collect();
+    assert_eq!(front.drain_bodies(&queue).await, sent);
+}
+
+async fn ten_thousand_messages_pass_a_window_of_sixteen_in_order(on: On) {
+    let front = on.gateway_with(|limits| limits.publish_window = 16).await;
+    let queue = front.queue("work").await;
+    let sent: Vec<_> = (0..10_000).map(|i| i.to_string()).collect();
+    let results = stream(
+        &front,
+        sent.iter()
+            .map(|body| to_queue(&queue, text(body)))
+            .collect(),
+    )
+    .await;
+    assert_eq!(outcomes(&results), [Outcome::Confirmed; 10_000]);
+    assert_eq!(front.drain_bodies(&queue).await, sent);
+}
+
+async fn an_id_is_made_or_kept_and_each_publish_has_its_own(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let version = |id: &str| uuid::Uuid::parse_str(id).map(|id| id.get_version_num());
+    let kept = to_queue(
+        &queue,
+        Message {
+            message_id: "mine".into(),
+            ..text("a")
+        },
+    );
+    let first = front.publish(kept.clone()).await.expect("confirmed");
+    let second = front.publish(kept).await.expect("confirmed");
+    assert_eq!([&*first.message_id, &*second.message_id], ["mine"; 2]);
+    assert_ne!(first.publish_id, second.publish_id);
+    let made = front
+        .publish(to_queue(&queue, text("a")))
+        .await
+        .expect("confirmed");
+    for id in [
+        &first.publish_id,
+        &second.publish_id,
+        &made.publish_id,
+        &made.message_id,
+    ] {
+        assert_eq!(version(id), Ok(7), "{id}");
+    }
+    let ids = front
+        .drain(&queue)
+        .await
+        .into_iter()
+        .map(|d| d.message.unwrap_or_default().message_id);
+    assert_eq!(ids.collect::<Vec<_>>(), ["mine", "mine", &made.message_id]);
+}
+
+async fn every_property_and_payload_arrives(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let nested = Struct {
+        fields: [("deep".to_owned(), text_value("x"))].into(),
+    };
+    let list = ListValue {
+        values: vec![
+            number(1.0),
+            Value {
+                kind: Some(Kind::NullValue(0)),
+            },
+        ],
+    };
+    let message = Message {
+        message_id: "id".into(),
+        payload: Some(Payload::Data(vec![0, 255, 13, 10].into())),
+        content_type: "application/x".into(),
+        content_encoding: "gzip".into(),
+        headers: headers([
+            ("integer", number(9_007_199_254_740_992.0)),
+            ("double", number(0.5)),
+            ("text", text_value("é")),
+            (
+                "flag",
+                Value {
+                    kind: Some(Kind::BoolValue(true)),
+                },
+            ),
+            (
+                "list",
+                Value {
+                    kind: Some(Kind::ListValue(list)),
+                },
+            ),
+            (
+                "nested",
+                Value {
+                    kind: Some(Kind::StructValue(nested)),
+                },
+            ),
+        ]),
+        r#type: "order.created".into(),
+        app_id: "orders".into(),
+        correlation_id: "c".into(),
+        reply_to: "answers".into(),
+        timestamp: Some(Timestamp {
+            seconds: 1_700_000_000,
+            nanos: 0,
+        }),
+        priority: 7,
+        ttl: crate::front::seconds(3_600),
+    };
+    let json = Struct {
+        fields: [
+            ("n".to_owned(), number(5.0)),
+            ("t".to_owned(), text_value("\"é")),
+        ]
+        .into(),
+    };
+    let json = Message {
+        payload: Some(Payload::Json(Value {
+            kind: Some(Kind::StructValue(json)),
+        })),
+        ..Message::default()
+    };
+    for message in [message.clone(), json, text("grüße\0"), Message::default()] {
+        front
+            .publish(to_queue(&queue, message))
+            .await
+            .expect("confirmed");
+    }
+    let mut stream = front.subscribe(from(&[&queue])).await;
+    let arrived = stream.deliveries(4).await;
+    assert_eq!(arrived[0].message, Some(message));
+    assert_eq!(body(&arrived[1]), r#"{"n":5,"t":"\"é"}"#);
+    let json_type = arrived[1].message.as_ref().map(|m| &*m.content_type);
+    assert_eq!(json_type, Some("application/json"));
+    assert_eq!(payload(&arrived[2]), "grüße\0".as_bytes());
+    assert_eq!(payload(&arrived[3]), b"");
+}
+
+fn number(number: f64) -> Value {
+    Value {
+        kind: Some(Kind::NumberValue(number)),
+    }
+}
+
+fn text_value(text: &str) -> Value {
+    Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    }
+}
+
+fn headers<const N: usize>(fields: [(&str, Value); N]) -> Option<Struct> {
+    let fields = fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value));
+    Some(Struct {
+        fields: fields.collect(),
+    })
+}
+
+/// A broker with one fate for every publish; and when none is set, one that stays silent until the deadline.
+struct Scripted {
+    fate: Option<Fate>,
+    memory: Arc<MemoryBroker>,
+    /// Unanswered publishes: now, and at the most.
+    unanswered: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Scripted {
+    fn new(fate: Option<Fate>) -> Self {
+        Self {
+            fate,
+            memory: MemoryBroker::new(),
+            unanswered: Arc::default(),
+            most: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for Scripted {
+    async fn check_exchange(&self, exchange: &str, deadline: Instant) -> Result<(), Error> {
+        self.memory.check_exchange(exchange, deadline).await
+    }
+
+    fn lane(&self) -> Lane {
+        self.memory.lane()
+    }
+
+    fn publish(&self, _: Lane, publish: Publish, mut receipt: Receipt) {
+        receipt.handed_over();
+        let now = self.unanswered.fetch_add(1, SeqCst) + 1;
+        self.most.fetch_max(now, SeqCst);
+        let (fate, unanswered) = (self.fate, self.unanswered.clone());
+        tokio::spawn(async move {
+            if fate.is_none() {
+                tokio::time::sleep_until(publish.deadline).await;
+            }
+            unanswered.fetch_sub(1, SeqCst);
+            receipt.answer(fate.unwrap_or(Fate::InDoubt(InDoubt::ConfirmTimeout)));
+        });
+    }
+
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {
+        self.memory.subscribe(subscribe).await
+    }
+
+    async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
+        self.memory.declare(topology).await
+    }
+
+    fn links(&self) -> watch::Receiver<Links> {
+        self.memory.links()
+    }
+
+    async fn close(&self) {
+        self.memory.close().await;
+    }
+}
+
+async fn scripted(fate: Option<Fate>) -> Front {
+    Front::of(Arc::new(Scripted::new(fate)), None, |_| {}).await
+}
+
+#[tokio::test]
+async fn a_stream_leaves_no_more_unanswered_than_its_window() {
+    let silent = Scripted::new(None);
+    let most = silent.most.clone();
+    let limit = |limits: &mut Limits| {
+        limits.publish_window = 16;
+        limits.publish_timeout = Duration::from_millis(100);
+    };
+    let front = Front::of(Arc::new(silent), None, limit).await;
+    let results = stream(&front, vec![to_queue("q", text("a")); 100]).await;
+    assert_eq!(outcomes(&results), [Outcome::InDoubt; 100]);
+    assert_eq!(most.load(SeqCst), 16);
+}
+
+#[tokio::test]
+async fn what_a_blocked_or_broken_broker_leaves_open_is_said() {
+    let cases = [
+        (
+            Fate::NotSent(NotSent::BrokerBlocked),
+            Outcome::NotSent,
+            Code::Unavailable,
+            "BROKER_BLOCKED",
+        ),
+        (
+            Fate::NotSent(NotSent::Overloaded),
+            Outcome::NotSent,
+            Code::ResourceExhausted,
+            "OVERLOADED",
+        ),
+        (
+            Fate::InDoubt(InDoubt::ConfirmLost),
+            Outcome::InDoubt,
+            Code::Unavailable,
+            "CONFIRM_LOST",
+        ),
+        (
+            Fate::InDoubt(InDoubt::ConfirmTimeout),
+            Outcome::InDoubt,
+            Code::DeadlineExceeded,
+            "CONFIRM_TIMEOUT",
+        ),
+    ];
+    for (broker, outcome, code, reason) in cases {
+        let front = scripted(Some(broker)).await;
+        let name = outcome.as_str_name().trim_start_matches("OUTCOME_");
+        let expected = of(code, reason, name, "", true);
+        let answer = fate(&front, to_queue("q", text("a"))).await;
+        assert_eq!(answer, (outcome, expected));
+    }
+}
+
+#[tokio::test]
+async fn the_answer_comes_before_the_callers_deadline_and_says_what_is_known() {
+    let front = scripted(None).await;
+    let began = Instant::now();
+    let mut request = Request::new(to_queue("q", text("a")));
+    request.set_timeout(Duration::from_secs(1));
+    let status = front
+        .publisher
+        .clone()
+        .publish(request)
+        .await
+        .expect_err("no confirm");
+    let expected = of(
+        Code::DeadlineExceeded,
+        "CONFIRM_TIMEOUT",
+        "IN_DOUBT",
+        "",
+        true,
+    );
+    assert_eq!(Some(fault(&status)), expected);
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
