@@ -2,6 +2,8 @@
 //!
 //! `cargo test` runs what needs no server. `make test` runs everything; it names its RabbitMQ in `COURTIER_TEST_AMQP_URL`.
 
+mod attribution;
+mod books;
 mod cli;
 mod contract;
 mod front;
