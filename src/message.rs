@@ -55,10 +55,11 @@ pub enum Value {
     I64(i64),
     F32(f32),
     F64(f64),
-    /// `value` divided by 10 to the power of `scale`.
+    /// `value` divided by 10 to the power of `scale`. Signed, as the specification's text and client libraries have it;
+    /// its grammar says unsigned.
     Decimal {
         scale: u8,
-        value: u32,
+        value: i32,
     },
     /// A long string: bytes, by custom UTF-8.
     Text(Bytes),

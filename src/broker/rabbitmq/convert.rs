@@ -99,7 +99,7 @@ fn to_amqp(value: &Value) -> AMQPValue {
         Value::F64(v) => AMQPValue::Double(*v),
         Value::Decimal { scale, value } => AMQPValue::DecimalValue(DecimalValue {
             scale: *scale,
-            value: *value,
+            value: value.cast_unsigned(),
         }),
         Value::Text(bytes) => AMQPValue::LongString(LongString::from(bytes.to_vec())),
         Value::Blob(bytes) => AMQPValue::ByteArray(ByteArray::from(bytes.to_vec())),
@@ -134,7 +134,7 @@ fn from_amqp(value: &AMQPValue) -> Value {
         AMQPValue::Double(v) => Value::F64(*v),
         AMQPValue::DecimalValue(DecimalValue { scale, value }) => Value::Decimal {
             scale: *scale,
-            value: *value,
+            value: value.cast_signed(),
         },
         // RabbitMQ itself never sends this type; it means the same as a long string.
         AMQPValue::ShortString(text) => Value::text(text.as_str()),
