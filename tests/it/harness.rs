@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use courtier::{
-    broker::{Broker, rabbitmq},
+    broker::{Broker, memory::MemoryBroker, rabbitmq},
     config::{Config, reader::Reader},
     gateway::Limits,
     grpc::proto::{publisher_client::PublisherClient, subscriber_client::SubscriberClient},
@@ -28,6 +28,16 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// On an embedded broker of its own.
+    pub async fn embedded() -> Self {
+        Self::start(MemoryBroker::new(), |_| {}).await
+    }
+
+    /// On the RabbitMQ of this test run.
+    pub async fn rabbitmq() -> Self {
+        Self::start(connect().await, |_| {}).await
+    }
+
     /// On any broker, with other limits.
     pub async fn start(broker: Arc<dyn Broker>, change: impl FnOnce(&mut Limits)) -> Self {
         let mut config = Config::read(Reader::fixed(&[])).expect("the defaults are valid");
