@@ -100,9 +100,13 @@ impl Failure {
         )
     }
 
-    /// The caller's deadline came before a publish was answered. `sent`: it may be with the broker.
-    pub fn publish_deadline(sent: bool) -> Self {
-        Self::deadline().publish(if sent { "IN_DOUBT" } else { "NOT_SENT" })
+    /// The caller's deadline came before a publish was answered; `begun`: it may have been sent meanwhile.
+    pub fn publish_deadline(begun: bool) -> Self {
+        if begun {
+            Self::in_doubt(InDoubt::ConfirmTimeout).publish("IN_DOUBT")
+        } else {
+            Self::deadline().publish("NOT_SENT")
+        }
     }
 
     /// The gateway stops.

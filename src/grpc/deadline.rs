@@ -13,9 +13,10 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::proto::publisher_server;
 use crate::error::Failure;
 
+/// The paths of the service whose errors name an outcome.
+const PUBLISHER: &str = "/courtier.v1.Publisher/";
 /// No deadline is later than this; the standard allows 99,999,999 hours.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -102,31 +103,25 @@ where
             return Either::Left(self.inner.call(request));
         };
         let deadline = Deadline::after(timeout);
-        let publishes = is_publish(request.uri().path());
+        let publishes = request.uri().path().starts_with(PUBLISHER);
         if deadline.answer_by <= Instant::now() {
             return Either::Right(ready(Ok(exceeded(publishes, false))).boxed());
         }
         request.extensions_mut().insert(deadline);
         // tonic's own timer for this header would answer CANCELLED; the handler's answer or the one below comes first.
         let answer = timeout_at(deadline.end - margin(timeout) / 4, self.inner.call(request));
-        let late = move |_| Ok(exceeded(publishes, true));
         Either::Right(
             answer
-                .map(move |answer| answer.unwrap_or_else(late))
+                .map(move |answer| answer.unwrap_or_else(|_| Ok(exceeded(publishes, true))))
                 .boxed(),
         )
     }
 }
 
-/// Whether the call at this path publishes a message.
-fn is_publish(path: &str) -> bool {
-    let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
-    service.is_some_and(|(service, _)| service == publisher_server::SERVICE_NAME)
-}
-
-fn exceeded(publishes: bool, started: bool) -> Response<Body> {
+/// A publish that was begun may be stored: on a machine that has no time for the handler, this is the answer.
+fn exceeded(publishes: bool, begun: bool) -> Response<Body> {
     let failure = if publishes {
-        Failure::publish_deadline(started)
+        Failure::publish_deadline(begun)
     } else {
         Failure::deadline()
     };
@@ -135,7 +130,11 @@ fn exceeded(publishes: bool, started: bool) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
     use super::*;
+    use crate::grpc::status::PUBLISH_OUTCOME;
 
     fn read(text: &str) -> Option<Duration> {
         let mut headers = HeaderMap::new();
@@ -154,6 +153,36 @@ mod tests {
         for malformed in ["abc", "", "1", "S", "-1S", "123456789S", "1.5S", "1s"] {
             assert_eq!(read(malformed), None, "{malformed}");
         }
+    }
+
+    /// What a call is told whose handler never answers.
+    async fn answer(path: &str, grpc_timeout: &str) -> (Code, Option<String>) {
+        let handler = tower::service_fn(|_: Request<()>| {
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        });
+        let request = Request::builder()
+            .uri(path)
+            .header("grpc-timeout", grpc_timeout)
+            .body(())
+            .expect("a valid request");
+        let response = DeadlineLayer.layer(handler).call(request).await;
+        let response = response.expect("it does not fail");
+        let status = Status::from_header_map(response.headers()).expect("a status");
+        let info = status.get_details_error_info().expect("details");
+        (status.code(), info.metadata.get(PUBLISH_OUTCOME).cloned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_publish_that_nobody_answers_in_time_is_told_its_outcome() {
+        let publish = "/courtier.v1.Publisher/Publish";
+        let outcome = |name: &str| (Code::DeadlineExceeded, Some(name.to_owned()));
+        assert_eq!(answer(publish, "2S").await, outcome("IN_DOUBT"));
+        assert_eq!(answer(publish, "1n").await, outcome("NOT_SENT"));
+        let subscribe = "/courtier.v1.Subscriber/Subscribe";
+        assert_eq!(
+            answer(subscribe, "2S").await,
+            (Code::DeadlineExceeded, None)
+        );
     }
 
     #[test]
