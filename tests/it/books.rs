@@ -18,12 +18,15 @@ use tonic_types::StatusExt;
 pub fn outcome_of(answer: &Result<Response<PublishResponse>, Status>) -> Option<Outcome> {
     match answer {
         Ok(response) => Some(response.get_ref().outcome()),
-        Err(status) => {
-            let info = status.get_details_error_info()?;
-            let name = info.metadata.get(PUBLISH_OUTCOME)?;
-            Some(Outcome::from_str_name(&format!("OUTCOME_{name}")).expect("one of the outcomes"))
-        }
+        Err(status) => outcome_named(status),
     }
+}
+
+/// The outcome that an error names.
+pub fn outcome_named(status: &Status) -> Option<Outcome> {
+    let info = status.get_details_error_info()?;
+    let name = info.metadata.get(PUBLISH_OUTCOME)?;
+    Some(Outcome::from_str_name(&format!("OUTCOME_{name}")).expect("one of the outcomes"))
 }
 
 /// `google.rpc.ErrorInfo.reason`, or nothing.
@@ -123,38 +126,49 @@ impl Consumer {
 /// What is known of one message.
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
-    /// `None`: no answer came, so the message may be anywhere.
     outcome: Option<Outcome>,
+    /// The call ended without an answer, so the message may be anywhere.
+    cut_off: bool,
     deliveries: u32,
 }
 
 /// Every message of a trial by its id.
 #[derive(Debug, Default)]
-pub struct Books(HashMap<String, Entry>);
+pub struct Books {
+    entries: HashMap<String, Entry>,
+    confirmed: u64,
+    deliveries: u64,
+}
 
 impl Books {
     pub fn published(&mut self, id: &str, outcome: Option<Outcome>) {
-        let entry = self.0.entry(id.to_owned()).or_default();
+        let entry = self.entries.entry(id.to_owned()).or_default();
         assert_eq!(entry.outcome, None, "{id} was answered twice");
         entry.outcome = outcome;
+        entry.cut_off = outcome.is_none();
+        self.confirmed += u64::from(outcome == Some(Outcome::Confirmed));
     }
 
     pub fn delivered(&mut self, id: &str) {
-        self.0.entry(id.to_owned()).or_default().deliveries += 1;
+        self.entries.entry(id.to_owned()).or_default().deliveries += 1;
+        self.deliveries += 1;
     }
 
-    pub fn count(&self, outcome: Option<Outcome>) -> usize {
-        self.0
-            .values()
-            .filter(|entry| entry.outcome == outcome)
+    pub fn count(&self, outcome: Outcome) -> usize {
+        let entries = self.entries.values();
+        entries
+            .filter(|entry| entry.outcome == Some(outcome))
             .count()
     }
 
-    pub fn deliveries(&self) -> u64 {
-        self.0
-            .values()
-            .map(|entry| u64::from(entry.deliveries))
-            .sum()
+    /// How many calls ended without an answer.
+    pub fn cut_off(&self) -> usize {
+        self.entries.values().filter(|entry| entry.cut_off).count()
+    }
+
+    /// How many messages were confirmed, and how many deliveries came.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.confirmed, self.deliveries)
     }
 
     /// Messages that the broker confirmed and that never came.
@@ -174,7 +188,7 @@ impl Books {
     }
 
     fn ids(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<&str> {
-        let entries = self.0.iter().filter(|(_, entry)| wanted(entry));
+        let entries = self.entries.iter().filter(|(_, entry)| wanted(entry));
         entries.map(|(id, _)| id.as_str()).collect()
     }
 
@@ -183,13 +197,13 @@ impl Books {
         let of = |outcome| self.count(outcome);
         format!(
             "{} messages: {} CONFIRMED, {} IN_DOUBT, {} NOT_SENT, {} UNROUTABLE, {} without an answer; {} deliveries",
-            self.0.len(),
-            of(Some(Outcome::Confirmed)),
-            of(Some(Outcome::InDoubt)),
-            of(Some(Outcome::NotSent)),
-            of(Some(Outcome::Unroutable)),
-            of(None),
-            self.deliveries(),
+            self.entries.len(),
+            of(Outcome::Confirmed),
+            of(Outcome::InDoubt),
+            of(Outcome::NotSent),
+            of(Outcome::Unroutable),
+            self.cut_off(),
+            self.deliveries,
         )
     }
 }

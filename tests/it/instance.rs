@@ -1,0 +1,164 @@
+//! A RabbitMQ of one test's own, to be broken at will; by `scripts/rabbitmq`, which says what each verb does.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use uuid::Uuid;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq");
+
+/// Stops, and leaves nothing behind, when it is dropped or when the test's process ends in whatever way.
+pub struct Instance {
+    dir: PathBuf,
+    pub url: String,
+    /// Stops the broker at the end of its input, of which this process holds the other end.
+    keeper: Child,
+}
+
+impl Instance {
+    /// A fresh one that runs.
+    pub async fn start() -> Self {
+        let dir = std::env::temp_dir().join(format!("courtier-it-{}", Uuid::now_v7().simple()));
+        let keeper = Command::new("bash")
+            .args([
+                "-c",
+                "trap '' INT TERM HUP; read -r _; \"$0\" stop \"$1\"; rm -rf \"$1\"",
+                SCRIPT,
+            ])
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("bash runs");
+        let mut instance = Self {
+            dir,
+            url: String::new(),
+            keeper,
+        };
+        instance.run("start", &[]).await;
+        instance.url = instance.run("url", &[]).await.trim().to_owned();
+        instance
+    }
+
+    /// Where it keeps its files, until it is dropped.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Stops it; [`restart`](Self::restart) starts it again with its data.
+    pub async fn stop(&self) {
+        self.run("stop", &[]).await;
+    }
+
+    /// Ends it as a crash would.
+    pub async fn kill(&self) {
+        self.run("kill", &[]).await;
+    }
+
+    /// Stops it if it runs, and starts it on the same port with the same data.
+    pub async fn restart(&self) {
+        self.run("restart", &[]).await;
+    }
+
+    /// Lets it hang, sockets open, until [`resume`](Self::resume).
+    pub async fn pause(&self) {
+        self.run("pause", &[]).await;
+    }
+
+    pub async fn resume(&self) {
+        self.run("resume", &[]).await;
+    }
+
+    /// Raises the memory alarm: publishers are blocked until [`unblock`](Self::unblock).
+    pub async fn block(&self) {
+        self.run("block", &[]).await;
+    }
+
+    pub async fn unblock(&self) {
+        self.run("unblock", &[]).await;
+    }
+
+    /// `rabbitmqctl`, and what it prints.
+    pub async fn ctl(&self, args: &[&str]) -> String {
+        self.run("ctl", args).await
+    }
+
+    /// Puts what was declared so far on disk. RabbitMQ 3.10 keeps the names of new quorum queues in a file that it writes half a
+    /// second later (`ra_directory`, `auto_save`); a queue whose name is missing after a crash comes back empty and unusable.
+    pub async fn settle(&self) {
+        let sync = "ok = mnesia:sync_log(), [ok = dets:sync(Table) || Table <- dets:all()].";
+        self.run("ctl", &["-q", "eval", sync]).await;
+    }
+
+    /// Waits until these quorum queues hold nothing, neither ready nor with a consumer. The broker itself does the waiting:
+    /// every question from outside starts an Erlang of its own.
+    pub async fn emptied(&self, queues: &[&str]) {
+        let wait = "Wait = fun(_, 0) -> Count();
+                              (Again, N) -> case Count() of
+                                                0 -> 0;
+                                                _ -> timer:sleep(100), Again(Again, N - 1)
+                                            end
+                           end,
+                    Wait(Wait, 600).";
+        assert_eq!(
+            self.count(queues, wait).await,
+            0,
+            "left in {queues:?} after a minute"
+        );
+    }
+
+    /// How many messages a quorum queue holds, those included that a consumer has.
+    pub async fn messages(&self, queue: &str) -> u64 {
+        self.count(&[queue], "Count().").await
+    }
+
+    /// Evaluates Erlang that calls `Count`: how many messages these queues hold. The queues themselves are asked, because what
+    /// `list_queues` shows of them is seconds old.
+    async fn count(&self, queues: &[&str], expression: &str) -> u64 {
+        let names: Vec<_> = queues
+            .iter()
+            .map(|queue| format!("<<\"{queue}\">>"))
+            .collect();
+        let ask = format!(
+            "Total = fun(Name) ->
+                 {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, Name)),
+                 {{ok, {{_, N}}, _}} = ra:leader_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
+                 N
+             end,
+             Count = fun() -> lists:sum([Total(Name) || Name <- [{}]]) end,
+             {expression}",
+            names.join(", ")
+        );
+        let answer = self
+            .run("ctl", &["-q", "--timeout", "120", "eval", &ask])
+            .await;
+        answer
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("not a number: {answer}"))
+    }
+
+    async fn run(&self, verb: &str, args: &[&str]) -> String {
+        let mut command = Command::new(SCRIPT);
+        command.arg(verb).arg(&self.dir).args(args);
+        let output = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = output.expect("it does not panic").expect("the script runs");
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(
+            output.status.success(),
+            "scripts/rabbitmq {verb} {args:?}: {out}{err}"
+        );
+        out.into_owned()
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}

@@ -1,0 +1,199 @@
+//! The gateway as it is run: the real program, in a process of its own that can be killed.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_client::HealthClient},
+};
+
+use crate::{harness::eventually, instance::Instance, load::TOPOLOGY, patient::Patient};
+
+/// Killed when it is dropped. Its log is in the broker's directory.
+pub struct Process {
+    port: u16,
+    settings: Vec<(String, String)>,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Process {
+    /// Starts the gateway on a broker, with more settings, and waits until its port is open.
+    pub async fn start(instance: &Instance, settings: &[(&str, &str)]) -> Self {
+        let url = [("RABBITMQ_URL", instance.url.as_str())];
+        // The caller's own URL goes before.
+        let settings: Vec<_> = url
+            .iter()
+            .chain(settings)
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let port = free_port();
+        let log = instance.dir().join(format!("gateway-{port}.log"));
+        let child = spawn(port, &settings, &log);
+        let process = Self {
+            port,
+            settings,
+            log,
+            child,
+        };
+        process.listening().await;
+        process
+    }
+
+    /// On a broker that has what a [load](crate::load) needs.
+    pub async fn with_load(instance: &Instance, settings: &[(&str, &str)]) -> Self {
+        let gateway = Self::with_topology(instance, settings).await;
+        gateway.health([true; 3]).await;
+        instance.settle().await;
+        gateway
+    }
+
+    /// Declares what a [load](crate::load) needs when it finds its broker.
+    pub async fn with_topology(instance: &Instance, settings: &[(&str, &str)]) -> Self {
+        let topology = instance.dir().join("topology.toml");
+        fs::write(&topology, TOPOLOGY).expect("a place to write");
+        let topology = topology.to_str().expect("a plain path");
+        let mut settings = settings.to_vec();
+        settings.push(("TOPOLOGY_FILE", topology));
+        Self::start(instance, &settings).await
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Starts it again, on the same port.
+    pub async fn restart(&mut self) {
+        self.child = spawn(self.port, &self.settings, &self.log);
+        self.listening().await;
+    }
+
+    async fn listening(&self) {
+        eventually("the gateway listens", || async {
+            TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+        })
+        .await;
+    }
+
+    /// A connection of one's own, made when it is used, and again after it broke.
+    pub fn channel(&self) -> Channel {
+        self.channels()()
+    }
+
+    /// Makes such connections.
+    pub fn channels(&self) -> impl Fn() -> Channel + Send + Sync + 'static {
+        let url = format!("http://127.0.0.1:{}", self.port);
+        let endpoint = Endpoint::from_shared(url).expect("a valid URL");
+        move || endpoint.connect_lazy()
+    }
+
+    /// A connection for calls whose deadline the gateway alone keeps.
+    pub fn patient(&self) -> Patient {
+        Patient::new(format!("127.0.0.1:{}", self.port))
+    }
+
+    /// What `/readyz` answers: the status line and the body.
+    pub async fn readyz(&self) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))
+            .await
+            .expect("it listens");
+        let request = b"GET /readyz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.expect("it reads");
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .await
+            .expect("it answers text");
+        answer
+    }
+
+    /// What `grpc.health.v1.Health` says of a service: of this API, or `""`.
+    pub async fn serves(&self, service: &str) -> bool {
+        let service = match service {
+            "" => String::new(),
+            name => format!("courtier.v1.{name}"),
+        };
+        let mut client = HealthClient::new(self.channel());
+        let answer = client
+            .check(HealthCheckRequest { service })
+            .await
+            .expect("health is answered");
+        answer.into_inner().status == ServingStatus::Serving as i32
+    }
+
+    /// Waits until health says this of the whole, the publisher and the subscriber.
+    pub async fn health(&self, expected: [bool; 3]) {
+        eventually(&format!("health is {expected:?}"), || async {
+            let [whole, publisher, subscriber] =
+                ["", "Publisher", "Subscriber"].map(|service| self.serves(service));
+            [whole.await, publisher.await, subscriber.await] == expected
+        })
+        .await;
+    }
+
+    /// A number of `/proc/PID/status`, such as `Threads`, or `VmRSS` in kB.
+    pub fn status(&self, name: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(path).expect("it runs");
+        let value = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = value.and_then(|value| value.split_whitespace().next());
+        number
+            .expect("the kernel says it")
+            .parse()
+            .expect("a number")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!(
+                "the end of the gateway's log:\n{}",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
+        }
+    }
+}
+
+fn spawn(port: u16, settings: &[(String, String)], log: &Path) -> Child {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .expect("the directory exists");
+    Command::new(env!("CARGO_BIN_EXE_courtier"))
+        .arg("serve")
+        .env_clear()
+        .env("APP_PORT", port.to_string())
+        .env("RUST_LOG", "courtier=debug")
+        .envs(settings.iter().cloned())
+        .stdout(log.try_clone().expect("another handle"))
+        .stderr(log)
+        .spawn()
+        .expect("the gateway starts")
+}
+
+/// Below the range from which the kernel gives ports to clients: free also while the gateway is down, and a client that tries
+/// it meanwhile is not connected to itself. Above the brokers' ports, below those of `rabbitmqctl`.
+fn free_port() -> u16 {
+    std::iter::repeat_with(|| fastrand::u16(29_000..30_000))
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("an endless search")
+}
