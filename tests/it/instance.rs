@@ -20,7 +20,15 @@ pub struct Instance {
 impl Instance {
     /// A fresh one that runs.
     pub async fn start() -> Self {
+        Self::start_with(|_| String::new()).await
+    }
+
+    /// A fresh one, with more configuration; files that it names may be put into its folder.
+    pub async fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
         let dir = std::env::temp_dir().join(format!("courtier-it-{}", Uuid::now_v7().simple()));
+        std::fs::create_dir(&dir).expect("a fresh folder");
+        let configuration = configuration(&dir);
+        std::fs::write(dir.join("extra.conf"), configuration).expect("the folder is writable");
         let keeper = Command::new("bash")
             .args([
                 "-c",

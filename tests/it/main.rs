@@ -22,6 +22,7 @@ mod raw;
 mod settle;
 mod standard;
 mod subscribe;
+mod tls;
 
 use contract::{Fixture, Traits, contract_suite};
 use courtier::broker::memory::MemoryBroker;
