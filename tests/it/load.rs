@@ -214,7 +214,7 @@ impl Shared {
 
     async fn call(self: Arc<Self>, stop: CancellationToken) {
         let mut publisher = self.publisher();
-        while pause(10, &stop).await {
+        while pause(20, &stop).await {
             let request = request();
             let id = id(&request);
             let (request, answered) = self.timed(request);
@@ -226,7 +226,7 @@ impl Shared {
 
     async fn batch(self: Arc<Self>, stop: CancellationToken) {
         let mut publisher = self.publisher();
-        while pause(50, &stop).await {
+        while pause(100, &stop).await {
             let messages: Vec<_> = (0..fastrand::usize(1..40)).map(|_| request()).collect();
             let ids: Vec<_> = messages.iter().map(id).collect();
             let (request, answered) = self.timed(PublishBatchRequest { messages });
@@ -327,7 +327,7 @@ async fn feed(
     stop: CancellationToken,
 ) {
     let mut sequences = 0..;
-    while pause(100, &stop).await {
+    while pause(200, &stop).await {
         for sequence in sequences.by_ref().take(50) {
             let request = request();
             lock(&open).insert(sequence, id(&request));
