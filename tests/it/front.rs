@@ -178,6 +178,13 @@ impl Front {
         }
     }
 
+    /// Other clients are served as before.
+    pub async fn neighbours_are_unharmed(&self) {
+        let queue = self.queue("neighbour").await;
+        self.fill(&queue, &["unharmed"]).await;
+        assert_eq!(self.drain_bodies(&queue).await, ["unharmed"]);
+    }
+
     pub async fn subscribe(&self, start: Start) -> Stream {
         let opened = Stream::open(self, start).await;
         opened.expect("the subscription opens")
@@ -188,20 +195,31 @@ impl Front {
     pub async fn drain(&self, queue: &str) -> Vec<Delivery> {
         let end = uuid::Uuid::now_v7().to_string();
         self.fill(queue, &[&end]).await;
-        let mut stream = self
-            .subscribe(Start {
-                auto_ack: true,
-                ..from(&[queue])
-            })
-            .await;
-        let mut drained = Vec::new();
+        let most = Start {
+            max_outstanding: 10_000,
+            ..from(&[queue])
+        };
+        let mut stream = self.subscribe(most).await;
+        let (mut drained, mut unsettled) = (Vec::new(), Vec::new());
         loop {
             let delivery = stream.delivery().await;
-            if body(&delivery) == end {
-                return drained;
-            }
+            unsettled.push(delivery.ack_id.clone());
+            let is_end = body(&delivery) == end;
             drained.push(delivery);
+            if is_end || unsettled.len() == 1_000 {
+                let ids: Vec<_> = unsettled.iter().map(String::as_str).collect();
+                stream.send(ack(&ids));
+                unsettled.clear();
+            }
+            if is_end {
+                break;
+            }
         }
+        drained.pop();
+        stream.half_close();
+        // Only then is everything settled.
+        while let Some(Response::Results(_)) = stream.event().await.expect("it ends well") {}
+        drained
     }
 
     /// The bodies of what is ready in a queue.
@@ -304,6 +322,10 @@ pub fn refusal<T>(answer: Result<T, Status>) -> (Code, String) {
     };
     let fault = fault(&status);
     (fault.code, fault.reason)
+}
+
+pub fn refused(code: Code, reason: &str) -> (Code, String) {
+    (code, reason.to_owned())
 }
 
 /// The client's side of a subscription.

@@ -18,11 +18,15 @@ mod outage;
 mod patient;
 mod process;
 mod publish;
+mod publish_many;
 mod raw;
+mod scripted;
 mod settle;
 mod standard;
 mod subscribe;
+mod subscribe_end;
 mod tls;
+mod wire;
 
 use contract::{Fixture, Traits, contract_suite};
 use courtier::broker::memory::MemoryBroker;

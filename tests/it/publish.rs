@@ -1,23 +1,10 @@
-//! Publishing through the front door: every outcome, over each of the three ways to publish.
+//! Publishing through the front door: every outcome, over each of the three ways to publish, and what arrives.
+//! Batches and streams as such are in `publish_many.rs`.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use courtier::{
-    broker::{
-        Broker, Error, Fate, InDoubt, Lane, Links, NotSent, Publish, Receipt, Subscribe,
-        Subscription,
-        memory::MemoryBroker,
-        topology::{Difference, Topology},
-    },
-    gateway::Limits,
+    broker::{Fate, InDoubt, NotSent},
     grpc::proto::{
         Message, Outcome, PublishBatchRequest, PublishRequest, PublishResult, PublishStreamRequest,
         message::Payload,
@@ -25,10 +12,11 @@ use courtier::{
 };
 use prost::Message as _;
 use prost_types::{ListValue, Struct, Timestamp, Value, value::Kind};
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
 use crate::front::{Fault, Front, On, body, fault, from, on_both, payload, text, timely, to_queue};
+use crate::scripted::Scripted;
 
 on_both! {
     a_confirmed_message_is_in_its_queue
@@ -39,10 +27,6 @@ on_both! {
     what_the_gateway_refuses_is_invalid_and_names_its_field
     without_the_broker_nothing_is_sent
     beyond_the_bytes_in_flight_nothing_is_sent
-    a_batch_holds_one_to_a_thousand_messages
-    each_result_of_a_batch_belongs_to_its_message
-    a_stream_answers_every_sequence_and_goes_on_after_a_bad_message
-    ten_thousand_messages_pass_a_window_of_sixteen_in_order
     an_id_is_made_or_kept_and_each_publish_has_its_own
     every_property_and_payload_arrives
 }
@@ -79,11 +63,7 @@ fn read(result: &PublishResult) -> (Outcome, Option<Fault>) {
     (result.outcome(), error)
 }
 
-fn outcomes(results: &[PublishResult]) -> Vec<Outcome> {
-    results.iter().map(PublishResult::outcome).collect()
-}
-
-async fn batch(front: &Front, messages: Vec<PublishRequest>) -> Vec<PublishResult> {
+pub async fn batch(front: &Front, messages: Vec<PublishRequest>) -> Vec<PublishResult> {
     let request = PublishBatchRequest { messages };
     let answer = timely(front.publisher.clone().publish_batch(request)).await;
     answer
@@ -93,7 +73,7 @@ async fn batch(front: &Front, messages: Vec<PublishRequest>) -> Vec<PublishResul
 }
 
 /// Sends all, half-closes, and reads to the end. Sequences count from 0.
-async fn stream(front: &Front, requests: Vec<PublishRequest>) -> Vec<PublishResult> {
+pub async fn stream(front: &Front, requests: Vec<PublishRequest>) -> Vec<PublishResult> {
     let requests = requests
         .into_iter()
         .zip(0..)
@@ -112,7 +92,7 @@ async fn stream(front: &Front, requests: Vec<PublishRequest>) -> Vec<PublishResu
     results
 }
 
-fn of(code: Code, reason: &str, outcome: &str, field: &str, retry: bool) -> Option<Fault> {
+pub fn of(code: Code, reason: &str, outcome: &str, field: &str, retry: bool) -> Option<Fault> {
     Some(Fault {
         code,
         reason: reason.to_owned(),
@@ -292,130 +272,6 @@ async fn beyond_the_bytes_in_flight_nothing_is_sent(on: On) {
     assert_eq!(front.drain_bodies(&queue).await, ["123", "456"]);
 }
 
-async fn a_batch_holds_one_to_a_thousand_messages(on: On) {
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    let messages = |count: usize| {
-        (0..count)
-            .map(|i| to_queue(&queue, text(&i.to_string())))
-            .collect::<Vec<_>>()
-    };
-    let results = batch(&front, messages(1_000)).await;
-    assert_eq!(outcomes(&results), [Outcome::Confirmed; 1_000]);
-    for count in [0, 1_001] {
-        let request = PublishBatchRequest {
-            messages: messages(count),
-        };
-        let refused = timely(front.publisher.clone().publish_batch(request)).await;
-        let expected = of(
-            Code::InvalidArgument,
-            "INVALID_REQUEST",
-            "",
-            "messages",
-            false,
-        );
-        assert_eq!(
-            Some(fault(&refused.expect_err("refused"))),
-            expected,
-            "{count}"
-        );
-    }
-    let sent: Vec<_> = (0..1_000).map(|i| i.to_string()).collect();
-    assert_eq!(front.drain_bodies(&queue).await, sent);
-}
-
-async fn each_result_of_a_batch_belongs_to_its_message(on: On) {
-    let front = on.gateway().await;
-    let work = front.queue("work").await;
-    let full = front
-        .queue_with("full", |queue| queue.max_length = Some(1))
-        .await;
-    front.fill(&full, &["first"]).await;
-    let missing = front.name("missing");
-    let with_id = |id: &str, mut request: PublishRequest| {
-        let message = request.message.get_or_insert_default();
-        message.message_id = id.to_owned();
-        request
-    };
-    let kinds = [
-        (to_queue(&work, text("a")), Outcome::Confirmed),
-        (to_queue(&missing, text("a")), Outcome::Unroutable),
-        (to_queue(&full, text("a")), Outcome::Rejected),
-        (to_queue("a\0", text("a")), Outcome::Invalid),
-        (
-            PublishRequest {
-                exchange: missing.clone(),
-                ..to_queue("k", text("a"))
-            },
-            Outcome::Invalid,
-        ),
-        (
-            PublishRequest {
-                allow_unroutable: true,
-                ..to_queue(&missing, text("a"))
-            },
-            Outcome::Confirmed,
-        ),
-    ];
-    let all = || kinds.iter().cycle().take(600).enumerate();
-    let messages = all().map(|(i, (request, _))| with_id(&i.to_string(), request.clone()));
-    let results = batch(&front, messages.collect()).await;
-    for (i, (_, outcome)) in all() {
-        let result = &results[i];
-        let told = (result.sequence, result.message_id.clone(), result.outcome());
-        assert_eq!(told, (i as u64, i.to_string(), *outcome));
-        assert_eq!(
-            result.error.is_some(),
-            *outcome != Outcome::Confirmed,
-            "{i}"
-        );
-    }
-}
-
-async fn a_stream_answers_every_sequence_and_goes_on_after_a_bad_message(on: On) {
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    let request = |i: u64| match i % 10 {
-        3 => to_queue("a\0", text("bad")),
-        7 => PublishRequest {
-            message: None,
-            ..to_queue(&queue, text("a"))
-        },
-        _ => to_queue(&queue, text(&i.to_string())),
-    };
-    let results = stream(&front, (0..500).map(request).collect()).await;
-    assert_eq!(results.len(), 500);
-    let sequences: BTreeSet<u64> = results.iter().map(|result| result.sequence).collect();
-    assert_eq!(sequences, (0..500).collect());
-    for result in results {
-        let bad = matches!(result.sequence % 10, 3 | 7);
-        let expected = if bad {
-            Outcome::Invalid
-        } else {
-            Outcome::Confirmed
-        };
-        assert_eq!(result.outcome(), expected, "{}", result.sequence);
-    }
-    let good = (0..500).filter(|i| !matches!(i % 10, 3 | 7));
-    let sent: Vec<_> = good.map(|i: u64| i.to_string()).collect();
-    assert_eq!(front.drain_bodies(&queue).await, sent);
-}
-
-async fn ten_thousand_messages_pass_a_window_of_sixteen_in_order(on: On) {
-    let front = on.gateway_with(|limits| limits.publish_window = 16).await;
-    let queue = front.queue("work").await;
-    let sent: Vec<_> = (0..10_000).map(|i| i.to_string()).collect();
-    let results = stream(
-        &front,
-        sent.iter()
-            .map(|body| to_queue(&queue, text(body)))
-            .collect(),
-    )
-    .await;
-    assert_eq!(outcomes(&results), [Outcome::Confirmed; 10_000]);
-    assert_eq!(front.drain_bodies(&queue).await, sent);
-}
-
 async fn an_id_is_made_or_kept_and_each_publish_has_its_own(on: On) {
     let front = on.gateway().await;
     let queue = front.queue("work").await;
@@ -554,83 +410,8 @@ fn headers<const N: usize>(fields: [(&str, Value); N]) -> Option<Struct> {
     })
 }
 
-/// A broker with one fate for every publish; and when none is set, one that stays silent until the deadline.
-struct Scripted {
-    fate: Option<Fate>,
-    memory: Arc<MemoryBroker>,
-    /// Unanswered publishes: now, and at the most.
-    unanswered: Arc<AtomicUsize>,
-    most: Arc<AtomicUsize>,
-}
-
-impl Scripted {
-    fn new(fate: Option<Fate>) -> Self {
-        Self {
-            fate,
-            memory: MemoryBroker::new(),
-            unanswered: Arc::default(),
-            most: Arc::default(),
-        }
-    }
-}
-
-#[async_trait]
-impl Broker for Scripted {
-    async fn check_exchange(&self, exchange: &str, deadline: Instant) -> Result<(), Error> {
-        self.memory.check_exchange(exchange, deadline).await
-    }
-
-    fn lane(&self) -> Lane {
-        self.memory.lane()
-    }
-
-    fn publish(&self, _: Lane, publish: Publish, mut receipt: Receipt) {
-        receipt.handed_over();
-        let now = self.unanswered.fetch_add(1, SeqCst) + 1;
-        self.most.fetch_max(now, SeqCst);
-        let (fate, unanswered) = (self.fate, self.unanswered.clone());
-        tokio::spawn(async move {
-            if fate.is_none() {
-                tokio::time::sleep_until(publish.deadline).await;
-            }
-            unanswered.fetch_sub(1, SeqCst);
-            receipt.answer(fate.unwrap_or(Fate::InDoubt(InDoubt::ConfirmTimeout)));
-        });
-    }
-
-    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {
-        self.memory.subscribe(subscribe).await
-    }
-
-    async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
-        self.memory.declare(topology).await
-    }
-
-    fn links(&self) -> watch::Receiver<Links> {
-        self.memory.links()
-    }
-
-    async fn close(&self) {
-        self.memory.close().await;
-    }
-}
-
 async fn scripted(fate: Option<Fate>) -> Front {
     Front::of(Arc::new(Scripted::new(fate)), None, |_| {}).await
-}
-
-#[tokio::test]
-async fn a_stream_leaves_no_more_unanswered_than_its_window() {
-    let silent = Scripted::new(None);
-    let most = silent.most.clone();
-    let limit = |limits: &mut Limits| {
-        limits.publish_window = 16;
-        limits.publish_timeout = Duration::from_millis(100);
-    };
-    let front = Front::of(Arc::new(silent), None, limit).await;
-    let results = stream(&front, vec![to_queue("q", text("a")); 100]).await;
-    assert_eq!(outcomes(&results), [Outcome::InDoubt; 100]);
-    assert_eq!(most.load(SeqCst), 16);
 }
 
 #[tokio::test]

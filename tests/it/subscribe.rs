@@ -1,18 +1,17 @@
-//! Subscribing through the front door: how a stream opens, what flows, and every way in which it ends.
-//! How deliveries are settled is in `settle.rs`.
+//! Subscribing through the front door: how a stream opens, and what flows. How deliveries are settled is in `settle.rs`,
+//! how a stream ends in `subscribe_end.rs`.
 
 use std::time::Duration;
 
 use courtier::grpc::proto::{
-    Message, Start, message::Payload, settle_result::Result as SettleResult,
-    subscribe_request::Request, subscribe_response::Response,
+    Message, Start, SubscribeRequest, message::Payload, settle_result::Result as SettleResult,
+    subscribe_request::Request,
 };
-use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::front::{
-    On, Stream, ack, bodies, body, fault, from, on_both, payload, refusal, seconds, timely,
-    to_queue,
+    On, Stream, ack, bodies, body, fault, from, on_both, payload, refusal, refused, seconds,
+    timely, to_queue,
 };
 
 on_both! {
@@ -26,29 +25,15 @@ on_both! {
     credit_by_bytes_holds_back_but_one_large_message_goes_out
     messages_that_are_ready_together_fit_what_clients_receive
     auto_ack_acks_what_was_delivered
-    half_close_with_auto_ack_keeps_streaming
-    half_close_carries_out_settles_and_returns_the_rest
-    after_its_most_messages_the_stream_ends_well
-    a_client_that_disconnects_returns_everything
-    a_deleted_queue_ends_the_stream
-    a_lost_broker_ends_the_stream
-    a_subscriber_without_credit_is_told_the_end_too
-    the_streams_own_deadline_ends_it
-    a_stop_drains_and_then_sends_elsewhere
-    half_close_during_a_stop_ends_the_stream_at_once
     a_subscriber_that_never_reads_does_not_stop_its_deadlines
-}
-
-fn ended(code: Code, reason: &str) -> (Code, String) {
-    (code, reason.to_owned())
 }
 
 async fn start_comes_first_and_once(on: On) {
     let front = on.gateway().await;
     let queue = front.queue("work").await;
     let start = || Request::Start(from(&[&queue]));
-    let refused = refusal(Stream::say(&front, [ack(&["x"]), start()]).await);
-    assert_eq!(refused, ended(Code::InvalidArgument, "INVALID_REQUEST"));
+    let answer = refusal(Stream::say(&front, [ack(&["x"]), start()]).await);
+    assert_eq!(answer, refused(Code::InvalidArgument, "INVALID_REQUEST"));
 
     let mut stream = front.subscribe(from(&[&queue])).await;
     stream.send(start());
@@ -58,11 +43,11 @@ async fn start_comes_first_and_once(on: On) {
         (Code::InvalidArgument, "start".to_owned())
     );
 
-    let nothing = tokio_stream::empty::<courtier::grpc::proto::SubscribeRequest>();
-    let refused = timely(front.subscriber().await.subscribe(nothing)).await;
+    let nothing = tokio_stream::empty::<SubscribeRequest>();
+    let answer = timely(front.subscriber().await.subscribe(nothing)).await;
     assert_eq!(
-        refusal(refused),
-        ended(Code::InvalidArgument, "INVALID_REQUEST")
+        refusal(answer),
+        refused(Code::InvalidArgument, "INVALID_REQUEST")
     );
 }
 
@@ -70,7 +55,7 @@ async fn a_missing_queue_is_not_found(on: On) {
     let front = on.gateway().await;
     let queue = front.queue("work").await;
     let opened = Stream::open(&front, from(&[&queue, &front.name("missing")])).await;
-    assert_eq!(refusal(opened), ended(Code::NotFound, "QUEUE_NOT_FOUND"));
+    assert_eq!(refusal(opened), refused(Code::NotFound, "QUEUE_NOT_FOUND"));
 }
 
 async fn what_a_start_may_not_hold_is_refused(on: On) {
@@ -289,13 +274,13 @@ async fn auto_ack_acks_what_was_delivered(on: On) {
     let front = on.gateway().await;
     let queue = front.queue("work").await;
     front.fill(&queue, &["1", "2"]).await;
-    let mut stream = front
-        .subscribe(Start {
-            auto_ack: true,
-            max_outstanding: 1,
-            ..from(&[&queue])
-        })
-        .await;
+    let start = Start {
+        auto_ack: true,
+        max_outstanding: 1,
+        max_messages: 3,
+        ..from(&[&queue])
+    };
+    let mut stream = front.subscribe(start).await;
     // More than the credit: each was acked to make room for the next.
     let two = stream.deliveries(2).await;
     assert_eq!(bodies(&two), ["1", "2"]);
@@ -304,225 +289,10 @@ async fn auto_ack_acks_what_was_delivered(on: On) {
         stream.ack(&[&two[0].ack_id]).await,
         [SettleResult::AlreadySettled]
     );
-    stream.half_close();
-    drop(stream);
-    assert_eq!(front.drain_bodies(&queue).await, [""; 0]);
-}
-
-async fn half_close_with_auto_ack_keeps_streaming(on: On) {
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    let mut stream = front
-        .subscribe(Start {
-            auto_ack: true,
-            ..from(&[&queue])
-        })
-        .await;
-    stream.half_close();
-    front.fill(&queue, &["1"]).await;
-    assert_eq!(body(&stream.delivery().await), "1");
-    front.fill(&queue, &["2"]).await;
-    assert_eq!(body(&stream.delivery().await), "2");
-}
-
-async fn half_close_carries_out_settles_and_returns_the_rest(on: On) {
-    use courtier::grpc::proto::nack::Action;
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    front.queue("work.dlq").await;
-    front.fill(&queue, &["1", "2", "3", "4"]).await;
-    let mut stream = front.subscribe(from(&[&queue])).await;
-    let four = stream.deliveries(4).await;
-    stream.send(ack(&[&four[0].ack_id]));
-    stream.send(crate::front::nack(&four[1].ack_id, Action::DeadLetter));
-    stream.half_close();
-    assert_eq!(stream.results(2).await, [SettleResult::Ok; 2]);
-    stream.end().await.expect("it ends well");
-    let left = front.drain(&queue).await;
-    assert_eq!(bodies(&left), ["3", "4"]);
-    assert!(left.iter().all(|delivery| delivery.redelivered));
-    assert_eq!(front.drain_bodies(&format!("{queue}.dlq")).await, ["2"]);
-}
-
-async fn after_its_most_messages_the_stream_ends_well(on: On) {
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    front.fill(&queue, &["1", "2", "3"]).await;
-    let mut stream = front
-        .subscribe(Start {
-            max_messages: 2,
-            ..from(&[&queue])
-        })
-        .await;
-    let two = stream.deliveries(2).await;
-    let ids: Vec<_> = two.iter().map(|delivery| &*delivery.ack_id).collect();
-    assert_eq!(stream.ack(&ids[..1]).await, [SettleResult::Ok]);
-    assert_eq!(stream.ack(&ids[1..]).await, [SettleResult::Ok]);
-    stream.end().await.expect("it ends well");
-    let mut stream = front
-        .subscribe(Start {
-            max_messages: 1,
-            auto_ack: true,
-            ..from(&[&queue])
-        })
-        .await;
+    front.fill(&queue, &["3"]).await;
     assert_eq!(body(&stream.delivery().await), "3");
     stream.end().await.expect("it ends well");
     assert_eq!(front.drain_bodies(&queue).await, [""; 0]);
-}
-
-async fn a_client_that_disconnects_returns_everything(on: On) {
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    front.fill(&queue, &["1", "2"]).await;
-    let mut gone = front.subscribe(from(&[&queue])).await;
-    assert_eq!(bodies(&gone.deliveries(2).await), ["1", "2"]);
-    let mut next = front.subscribe(from(&[&queue])).await;
-    drop(gone);
-    let returned = next.deliveries(2).await;
-    assert_eq!(bodies(&returned), ["1", "2"]);
-    assert!(
-        returned
-            .iter()
-            .all(|delivery| delivery.redelivered && delivery.attempt == 1)
-    );
-}
-
-async fn a_deleted_queue_ends_the_stream(on: On) {
-    let front = on.gateway().await;
-    let (queue, other) = (front.queue("work").await, front.queue("other").await);
-    front.fill(&queue, &["1"]).await;
-    let mut idle = front.subscribe(from(&[&other, &queue])).await;
-    front.delete_queue(&other).await;
-    let mut status = idle.event().await;
-    while let Ok(Some(Response::Deliveries(_))) = status {
-        status = idle.event().await;
-    }
-    assert_eq!(refusal(status), ended(Code::NotFound, "QUEUE_DELETED"));
-    assert_eq!(front.drain_bodies(&queue).await, ["1"]);
-
-    let mut holding = front
-        .subscribe(Start {
-            max_outstanding: 1,
-            ..from(&[&queue])
-        })
-        .await;
-    front.fill(&queue, &["2"]).await;
-    let held = holding.delivery().await;
-    front.delete_queue(&queue).await;
-    holding.send(ack(&[&held.ack_id]));
-    let mut status = holding.event().await;
-    while let Ok(Some(Response::Results(_))) = status {
-        status = holding.event().await;
-    }
-    assert_eq!(refusal(status), ended(Code::NotFound, "QUEUE_DELETED"));
-}
-
-async fn a_lost_broker_ends_the_stream(on: On) {
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    let mut idle = front.subscribe(from(&[&queue])).await;
-    front.broker.close().await;
-    let told = fault(&idle.end().await.expect_err("the broker is gone"));
-    assert_eq!(
-        (told.code, &*told.reason, told.retry),
-        (Code::Unavailable, "BROKER_DOWN", true)
-    );
-    assert_eq!(
-        refusal(Stream::open(&front, from(&[&queue])).await),
-        ended(Code::Unavailable, "BROKER_DOWN")
-    );
-}
-
-async fn the_streams_own_deadline_ends_it(on: On) {
-    let front = on.gateway().await;
-    let queue = front.queue("work").await;
-    front.fill(&queue, &["1"]).await;
-    let began = Instant::now();
-    let (requests, receiver) = tokio::sync::mpsc::channel(1);
-    let request = Some(Request::Start(from(&[&queue])));
-    requests
-        .send(courtier::grpc::proto::SubscribeRequest { request })
-        .await
-        .expect("open");
-    let mut request = tonic::Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
-    request.set_timeout(Duration::from_secs(1));
-    let opened = front.subscriber().await.subscribe(request).await;
-    let mut responses = opened.expect("it opens").into_inner();
-    let end: Status = loop {
-        match timely(responses.message()).await {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("the deadline ends it"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(fault(&end).reason, "DEADLINE_EXCEEDED");
-    assert!(began.elapsed() < Duration::from_secs(2));
-    assert_eq!(front.drain_bodies(&queue).await, ["1"]);
-}
-
-async fn a_stop_drains_and_then_sends_elsewhere(on: On) {
-    let front = on
-        .gateway_with(|limits| limits.shutdown_grace = Duration::from_secs(2))
-        .await;
-    let queue = front
-        .queue_with("work", |queue| {
-            queue.message_ttl = Some(Duration::from_secs(60))
-        })
-        .await;
-    front.fill(&queue, &["1", "2"]).await;
-    let mut stream = front.subscribe(from(&[&queue])).await;
-    let mut settled = front.subscribe(from(&[&queue])).await;
-    let two = stream.deliveries(2).await;
-    front.begin_stop();
-    for stream in [&mut stream, &mut settled] {
-        let Ok(Some(Response::Draining(draining))) = stream.event().await else {
-            panic!("Draining is due");
-        };
-        assert_eq!(
-            (&*draining.reason, draining.grace),
-            ("GATEWAY_STOPPING", seconds(2))
-        );
-    }
-    assert_eq!(
-        refusal(settled.end().await),
-        ended(Code::Unavailable, "GATEWAY_STOPPING")
-    );
-    assert_eq!(stream.ack(&[&two[0].ack_id]).await, [SettleResult::Ok]);
-    let told = fault(&stream.end().await.expect_err("the grace is over"));
-    assert_eq!(
-        (told.code, &*told.reason, told.retry),
-        (Code::Unavailable, "GATEWAY_STOPPING", true)
-    );
-    drop((stream, settled));
-    let name = queue.clone();
-    front.stopped().await.expect("a graceful stop");
-    // Only RabbitMQ outlives the gateway.
-    if let On::RabbitMq = on {
-        assert_eq!(
-            On::RabbitMq.gateway().await.drain_bodies(&name).await,
-            ["2"]
-        );
-    }
-}
-
-async fn half_close_during_a_stop_ends_the_stream_at_once(on: On) {
-    let grace = crate::harness::PATIENCE * 10;
-    let front = on
-        .gateway_with(|limits| limits.shutdown_grace = grace)
-        .await;
-    let queue = front.queue("work").await;
-    front.fill(&queue, &["1"]).await;
-    let mut stream = front.subscribe(from(&[&queue])).await;
-    stream.delivery().await;
-    front.begin_stop();
-    assert!(matches!(
-        stream.event().await,
-        Ok(Some(Response::Draining(_)))
-    ));
-    stream.half_close();
-    stream.end().await.expect("as the client wished");
-    front.stopped().await.expect("a graceful stop");
 }
 
 async fn a_subscriber_that_never_reads_does_not_stop_its_deadlines(on: On) {
@@ -553,26 +323,4 @@ async fn a_subscriber_that_never_reads_does_not_stop_its_deadlines(on: On) {
         reader.send(ack(&[&delivery.ack_id]));
     }
     drop(silent);
-}
-
-async fn a_subscriber_without_credit_is_told_the_end_too(on: On) {
-    let front = on.gateway().await;
-    for (short, code, reason) in [
-        ("deleted", Code::NotFound, "QUEUE_DELETED"),
-        ("lost", Code::Unavailable, "BROKER_DOWN"),
-    ] {
-        let queue = front.queue(short).await;
-        front.fill(&queue, &["1", "2"]).await;
-        let one = Start {
-            max_outstanding: 1,
-            ..from(&[&queue])
-        };
-        let mut stream = front.subscribe(one).await;
-        assert_eq!(body(&stream.delivery().await), "1");
-        match short {
-            "deleted" => front.delete_queue(&queue).await,
-            _ => front.broker.close().await,
-        }
-        assert_eq!(refusal(stream.end().await), ended(code, reason));
-    }
 }
