@@ -4,14 +4,18 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+};
 use lapin::{
-    Channel, Consumer,
+    Channel, Connection, Consumer,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
         BasicQosOptions, QueueDeclareOptions,
@@ -35,8 +39,8 @@ pub(super) struct Running {
     consumers: Vec<Consumer>,
     queues: Vec<String>,
     unsettled: Unsettled,
-    /// The queue whose consumer the broker cancelled.
-    cancelled: Option<usize>,
+    /// Why the broker cancelled a consumer, once it did. Shared, so that a `next` that is dropped loses no answer.
+    cancelled: Option<Shared<BoxFuture<'static, Ended>>>,
     /// Gives the channel's place on its connection back.
     place: Place,
 }
@@ -100,44 +104,14 @@ impl Running {
                     Some(Err(Ended::BrokerDown))
                 }
                 None => {
-                    self.cancelled = Some(queue);
+                    let name = self.queues.get(queue).cloned().unwrap_or_default();
+                    let look = why_cancelled(self.place.connection().clone(), queue, name);
+                    self.cancelled = Some(look.boxed().shared());
                     None
                 }
             });
         }
         Poll::Pending
-    }
-
-    /// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
-    async fn why_cancelled(&mut self) -> Ended {
-        let queue = self.cancelled.unwrap_or_default();
-        let Some(name) = self.queues.get(queue) else {
-            return Ended::BrokerDown;
-        };
-        let look = async {
-            let channel = self.place.connection().create_channel().await?;
-            let passive = QueueDeclareOptions {
-                passive: true,
-                ..QueueDeclareOptions::default()
-            };
-            let arguments = FieldTable::default();
-            channel
-                .queue_declare(name.as_str().into(), passive, arguments)
-                .await?;
-            let _ = channel.close(200, "seen".into()).await;
-            Ok::<_, lapin::Error>(())
-        };
-        match timeout(STEP_TIMEOUT, look).await {
-            Ok(Err(cause))
-                if matches!(
-                    error::classify(&cause, Entity::Queue, name),
-                    Error::NotFound { .. }
-                ) =>
-            {
-                Ended::QueueDeleted(queue)
-            }
-            _ => Ended::BrokerDown,
-        }
     }
 
     async fn settle<F>(
@@ -163,13 +137,15 @@ impl Running {
 #[async_trait]
 impl Subscription for Running {
     async fn next(&mut self) -> Result<Delivery, Ended> {
-        if self.cancelled.is_none() {
+        loop {
+            if let Some(why) = &self.cancelled {
+                return Err(why.clone().await);
+            }
             let ready = std::future::poll_fn(|context| self.poll_ready(context)).await;
             if let Some(delivery) = ready {
                 return delivery;
             }
         }
-        Err(self.why_cancelled().await)
     }
 
     fn try_next(&mut self) -> Option<Result<Delivery, Ended>> {
@@ -223,6 +199,30 @@ impl Drop for Running {
                 let _ = timeout(STEP_TIMEOUT, closing).await;
             });
         }
+    }
+}
+
+/// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
+async fn why_cancelled(connection: Arc<Connection>, queue: usize, name: String) -> Ended {
+    let look = async {
+        let channel = connection.create_channel().await?;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let arguments = FieldTable::default();
+        channel
+            .queue_declare(name.as_str().into(), passive, arguments)
+            .await?;
+        let _ = channel.close(200, "seen".into()).await;
+        Ok::<_, lapin::Error>(())
+    };
+    match timeout(STEP_TIMEOUT, look).await {
+        Ok(Err(cause)) => match error::classify(&cause, Entity::Queue, &name) {
+            Error::NotFound { .. } => Ended::QueueDeleted(queue),
+            _ => Ended::BrokerDown,
+        },
+        _ => Ended::BrokerDown,
     }
 }
 

@@ -84,6 +84,12 @@ impl Exchanges {
         }
     }
 
+    /// Forgets what it knows: something that it said proved wrong.
+    pub(super) fn forget(&self) {
+        self.known.invalidate_all();
+        self.probed.invalidate_all();
+    }
+
     /// The outer result says whether the broker could be asked.
     async fn ask(&self, up: Up, exchange: &str, deadline: Instant) -> Result<Verdict, Error> {
         let asking = async {

@@ -7,9 +7,9 @@
 //! - written and resolved: what [`super::verdict`] says;
 //! - written, and the channel broke or the deadline came: in doubt.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use lapin::{
     Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use super::{
     convert,
+    exchanges::Exchanges,
     inflight::InFlight,
     link::{Link, State, Up},
     verdict::{Resolved, Verdicts},
@@ -51,9 +52,21 @@ pub(super) struct Lane(mpsc::UnboundedSender<Job>);
 
 impl Lane {
     /// The lane takes no more once `stop` is cancelled, and ends when every receipt is answered.
-    pub(super) fn start(link: &Link, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+    pub(super) fn start(
+        link: &Link,
+        exchanges: Arc<Exchanges>,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         let (sender, jobs) = mpsc::unbounded_channel();
-        tasks.spawn(run(link.watch(), jobs, stop));
+        let worker = Worker {
+            link: link.watch(),
+            exchanges,
+            backlog: VecDeque::new(),
+            unanswered: 0,
+            next_deadline: None,
+        };
+        tasks.spawn(run(worker, jobs, stop));
         Self(sender)
     }
 
@@ -92,6 +105,7 @@ struct Open {
 /// The lane's task.
 struct Worker {
     link: watch::Receiver<State>,
+    exchanges: Arc<Exchanges>,
     backlog: VecDeque<Job>,
     /// Entries in flight or waiting with a caller that waits.
     unanswered: usize,
@@ -99,17 +113,7 @@ struct Worker {
     next_deadline: Option<Instant>,
 }
 
-async fn run(
-    link: watch::Receiver<State>,
-    mut jobs: mpsc::UnboundedReceiver<Job>,
-    stop: CancellationToken,
-) {
-    let mut worker = Worker {
-        link,
-        backlog: VecDeque::new(),
-        unanswered: 0,
-        next_deadline: None,
-    };
+async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: CancellationToken) {
     let mut open: Option<Open> = None;
     let mut opening = Opening::default();
     let mut incoming = Vec::new();
@@ -291,6 +295,8 @@ impl Worker {
 
     /// The channel is lost. What the client library can still tell is asked for once; the rest is in doubt.
     fn give_up(&mut self, mut open: Open) {
+        // Most likely an exchange that was deleted meanwhile; the next publish to it must not end the next channel too.
+        self.exchanges.forget();
         let mut ready = Vec::new();
         let _ = open.inflight.drain(&mut ready).now_or_never();
         self.settle(&mut open, &mut ready);
@@ -383,15 +389,23 @@ impl Open {
 
 /// At most one attempt to open a channel, kept while other things happen.
 #[derive(Default)]
-struct Opening(Option<futures::future::BoxFuture<'static, Option<(Channel, u64)>>>);
+struct Opening(Option<Attempt>);
+
+struct Attempt {
+    generation: u64,
+    channel: BoxFuture<'static, Option<(Channel, u64)>>,
+}
 
 impl Opening {
-    /// Begins an attempt unless one is under way or the link is down.
+    /// Begins an attempt unless one is under way. One on a connection that is gone would only run into its timeout.
     fn begin(&mut self, link: &watch::Receiver<State>) {
-        if self.0.is_none()
-            && let Some(up) = link.borrow().up().cloned()
-        {
-            self.0 = Some(open_channel(up).boxed());
+        let up = link.borrow().up().cloned();
+        let generation = up.as_ref().map(|up| up.generation);
+        if self.0.as_ref().map(|attempt| attempt.generation) != generation {
+            self.0 = up.map(|up| Attempt {
+                generation: up.generation,
+                channel: open_channel(up).boxed(),
+            });
         }
     }
 
@@ -399,7 +413,7 @@ impl Opening {
         match &mut self.0 {
             None => std::future::pending().await,
             Some(attempt) => {
-                let opened = attempt.await;
+                let opened = (&mut attempt.channel).await;
                 self.0 = None;
                 opened
             }

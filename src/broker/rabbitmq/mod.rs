@@ -73,7 +73,7 @@ pub struct RabbitMq {
     admin: Link,
     lanes: Vec<lane::Lane>,
     next_lane: AtomicUsize,
-    exchanges: Exchanges,
+    exchanges: Arc<Exchanges>,
     pool: Pool,
     links: watch::Receiver<Links>,
     stop_lanes: CancellationToken,
@@ -96,12 +96,15 @@ impl RabbitMq {
         let link = |role| Link::start(endpoint.clone(), role, &link_tasks, stop_links.clone());
         let (publish, consume, admin) =
             (link(Role::Publish), link(Role::Consume), link(Role::Admin));
-        let lanes = (0..LANES)
-            .map(|_| lane::Lane::start(&publish, &lane_tasks, stop_lanes.clone()))
-            .collect();
+        let exchanges = Arc::new(Exchanges::new(publish.clone()));
+        let lane = |_| {
+            let stop = stop_lanes.clone();
+            lane::Lane::start(&publish, exchanges.clone(), &lane_tasks, stop)
+        };
+        let lanes = (0..LANES).map(lane).collect();
         Ok(Arc::new(Self {
             links: follow(&publish, &consume, &link_tasks),
-            exchanges: Exchanges::new(publish.clone()),
+            exchanges,
             pool: Pool::new(consume, endpoint, link_tasks.clone(), stop_links.clone()),
             publish,
             admin,

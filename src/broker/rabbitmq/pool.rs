@@ -51,7 +51,7 @@ impl Drop for Seat {
 }
 
 impl Place {
-    pub(super) fn connection(&self) -> &Connection {
+    pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 }
