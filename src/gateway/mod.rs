@@ -4,6 +4,7 @@ pub mod ack_id;
 pub mod dead_letter;
 pub mod ledger;
 pub mod publish;
+mod session;
 pub mod subscribe;
 pub mod validate;
 

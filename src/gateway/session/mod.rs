@@ -1,0 +1,421 @@
+//! Subscribing: one task a stream, between the client's requests and the broker's deliveries.
+//!
+//! The task never waits for the client to read: what it has to say stands in an outbox, and deliveries are taken only when the
+//! outbox is empty. So ack deadlines run, and settles are carried out, also when the client does not read. What the broker sent
+//! beyond that goes back after the same time: a client that hangs holds nothing for ever.
+
+mod settle;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::Instant,
+};
+
+use super::{
+    Gateway,
+    dead_letter::NotStored,
+    ledger::{Ledger, Settled},
+    subscribe::{End, Event, Given, Plan, Request},
+};
+use crate::{
+    broker::{Delivery, Ended, Subscription, Tag},
+    timer::until,
+};
+
+/// Deliveries that go into one event at most, by count and payload bytes; a larger one goes alone, so that events fit the
+/// 4 MiB that clients receive by custom.
+const BATCH: usize = 128;
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Events that wait for a client that does not read, before its requests are left unread too.
+const OUTBOX: usize = 64;
+/// How long the last events may take to reach a client.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Deliveries flow.
+    Running,
+    /// The gateway stops: settling goes on until then.
+    Draining(Instant),
+}
+
+/// Whether a copy for the dead-letter queue is stored.
+type CopyDone = (Tag, Settled, usize, Result<(), NotStored>);
+
+pub(super) struct Session {
+    gateway: Gateway,
+    plan: Plan,
+    subscription: Box<dyn Subscription>,
+    ledger: Ledger,
+    outbox: VecDeque<Event>,
+    events: mpsc::Sender<Event>,
+    copies: FuturesUnordered<BoxFuture<'static, CopyDone>>,
+    /// A delivery that was taken and exceeds the credit.
+    held: Option<Delivery>,
+    /// With `auto_ack`: deliveries of the event that is with the transport.
+    handed: Vec<Tag>,
+    delivered: u64,
+    phase: Phase,
+    /// The client said its last word (half-close) and settles nothing more: what is under way is finished.
+    last_word: bool,
+    stream_deadline: Option<Instant>,
+    /// Since when the outbox waits for the client to read.
+    unread_since: Option<Instant>,
+    _seat: OwnedSemaphorePermit,
+}
+
+/// The client is gone, or the subscription ends.
+pub(super) enum Over {
+    Gone,
+    End(End),
+}
+
+impl Session {
+    /// A session whose first word is that it stands. `seat` is its place among all subscriptions.
+    pub(super) fn new(
+        gateway: Gateway,
+        plan: Plan,
+        subscription: Box<dyn Subscription>,
+        events: mpsc::Sender<Event>,
+        stream_deadline: Option<Instant>,
+        seat: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            gateway,
+            subscription,
+            ledger: Ledger::default(),
+            outbox: VecDeque::from([Event::Started {
+                max_outstanding: plan.max_outstanding,
+                ack_deadline: plan.ack_deadline,
+            }]),
+            events,
+            copies: FuturesUnordered::new(),
+            held: None,
+            handed: Vec::new(),
+            delivered: 0,
+            phase: Phase::Running,
+            last_word: false,
+            stream_deadline,
+            unread_since: None,
+            plan,
+            _seat: seat,
+        }
+    }
+
+    /// Serves until it is over, and winds up.
+    pub(super) async fn serve(mut self, requests: impl Stream<Item = Request> + Send + Unpin) {
+        let over = self.run(requests).await;
+        self.close(over).await;
+    }
+
+    async fn run(&mut self, mut requests: impl Stream<Item = Request> + Send + Unpin) -> Over {
+        let stopping = self.gateway.stopping.clone();
+        let mut listening = true;
+        loop {
+            if let Some(end) = self.finished() {
+                return Over::End(end);
+            }
+            self.unread_since = match self.unread_since {
+                _ if self.outbox.is_empty() => None,
+                None => Some(Instant::now()),
+                since => since,
+            };
+            let busy_outbox = !self.outbox.is_empty() || !self.handed.is_empty();
+            let timer = self.next_timer();
+            let step = tokio::select! {
+                biased;
+                () = self.events.closed() => return Over::Gone,
+                () = stopping.cancelled(), if self.phase == Phase::Running => {
+                    self.drain().await;
+                    Ok(())
+                }
+                permit = self.events.clone().reserve_owned(), if busy_outbox => match permit {
+                    Ok(permit) => self.hand_out(permit).await,
+                    Err(_) => return Over::Gone,
+                },
+                () = until(timer), if timer.is_some() => self.on_timer().await,
+                Some(copied) = self.copies.next() => self.on_copied(copied).await,
+                request = requests.next(), if listening && self.outbox.len() < OUTBOX => match request {
+                    Some(request) => {
+                        // What has arrived together is settled together: one frame to the broker instead of many.
+                        let mut due = request.results();
+                        let mut batch = vec![request];
+                        while due < settle::RESULTS
+                            && let Some(Some(more)) = requests.next().now_or_never()
+                        {
+                            due += more.results();
+                            batch.push(more);
+                        }
+                        self.on_requests(batch).await
+                    }
+                    None => {
+                        listening = false;
+                        self.on_half_close().await;
+                        Ok(())
+                    }
+                },
+                taken = self.subscription.next(), if self.listens() => self.on_delivery(taken).await,
+            };
+            if let Err(over) = step {
+                return over;
+            }
+        }
+    }
+
+    /// Whether everything that was to happen has happened.
+    fn finished(&self) -> Option<End> {
+        let settled = self.ledger.is_empty() && self.handed.is_empty();
+        let said = self.outbox.is_empty() && self.copies.is_empty();
+        match self.phase {
+            _ if self.last_word && said => Some(End::Done),
+            Phase::Draining(_) if settled && said => Some(End::Stopping),
+            Phase::Running if self.delivered >= self.plan.max_messages && settled && said => {
+                Some(End::Done)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether new deliveries are given at all.
+    fn takes_more(&self) -> bool {
+        self.phase == Phase::Running && !self.last_word
+    }
+
+    fn has_room(&self) -> bool {
+        self.ready_to_take() && self.has_credit()
+    }
+
+    fn ready_to_take(&self) -> bool {
+        self.takes_more() && self.outbox.is_empty() && self.held.is_none()
+    }
+
+    fn has_credit(&self) -> bool {
+        let out = u32::try_from(self.ledger.len()).unwrap_or(u32::MAX);
+        self.delivered < self.plan.max_messages
+            && out < self.plan.max_outstanding
+            && self.ledger.bytes() < self.plan.max_bytes
+    }
+
+    /// Whether the broker is listened to without credit: it sends nothing then, as a rule, and says when it is over. With
+    /// several queues it may send, and what is taken early could go before what is ready later in an earlier queue.
+    fn listens(&self) -> bool {
+        self.ready_to_take() && (self.has_credit() || self.plan.queues.len() == 1)
+    }
+
+    /// Whether the client may have this one; the first of all fits however large it is.
+    fn fits(&self, delivery: &Delivery) -> bool {
+        let size = delivery.message.payload.len();
+        self.has_credit()
+            && (self.ledger.is_empty() || self.ledger.bytes() + size <= self.plan.max_bytes)
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        let drained = match self.phase {
+            Phase::Draining(end) => Some(end),
+            _ => None,
+        };
+        let timers = [
+            self.ledger.next_deadline(),
+            self.stream_deadline,
+            self.unread_until(),
+            drained,
+        ];
+        timers.into_iter().flatten().min()
+    }
+
+    /// When what the broker sent meanwhile goes back, because the client does not read.
+    fn unread_until(&self) -> Option<Instant> {
+        let since = self.unread_since.filter(|_| self.takes_more())?;
+        Some(since + self.plan.ack_deadline)
+    }
+
+    /// Returns what the broker sent and the client was not yet given.
+    async fn give_back(&mut self) -> Result<(), Over> {
+        self.unread_since = None;
+        let mut tags: Vec<Tag> = self.held.take().map(|held| held.tag).into_iter().collect();
+        while let Some(taken) = self.subscription.try_next() {
+            tags.push(taken.map_err(|ended| self.over(ended))?.tag);
+        }
+        if !tags.is_empty() {
+            let returned = self.subscription.requeue(&tags).await;
+            returned.map_err(|ended| self.over(ended))?;
+        }
+        Ok(())
+    }
+
+    async fn on_timer(&mut self) -> Result<(), Over> {
+        let now = Instant::now();
+        if self.stream_deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(Over::End(End::DeadlineExceeded));
+        }
+        if matches!(self.phase, Phase::Draining(end) if end <= now) {
+            return Err(Over::End(End::Stopping));
+        }
+        if self.unread_until().is_some_and(|until| until <= now) {
+            self.give_back().await?;
+        }
+        let overdue = self.ledger.overdue(now);
+        if overdue.is_empty() {
+            return Ok(());
+        }
+        self.subscription
+            .requeue(&overdue)
+            .await
+            .map_err(|ended| self.over(ended))?;
+        for tag in &overdue {
+            self.ledger.settle(*tag, Settled::Lapsed);
+        }
+        let ack_ids = overdue.iter().map(|tag| self.ledger.ack_id(*tag));
+        self.outbox.push_back(Event::Revoked(ack_ids.collect()));
+        self.release_held();
+        Ok(())
+    }
+
+    /// The transport has a free place: what it took before is delivered, and the next event may go.
+    async fn hand_out(&mut self, permit: mpsc::OwnedPermit<Event>) -> Result<(), Over> {
+        self.unread_since = None;
+        let event = self.outbox.pop_front();
+        let taken = std::mem::take(&mut self.handed);
+        if self.plan.auto_ack
+            && let Some(Event::Deliveries(given)) = &event
+        {
+            self.handed.extend(given.iter().map(|g| g.delivery.tag));
+        }
+        if let Some(event) = event {
+            permit.send(event);
+        }
+        if !taken.is_empty() {
+            self.subscription
+                .ack(&taken)
+                .await
+                .map_err(|ended| self.over(ended))?;
+            for tag in taken {
+                self.ledger.settle(tag, Settled::Automatic);
+            }
+            self.release_held();
+        }
+        Ok(())
+    }
+
+    async fn on_delivery(&mut self, taken: Result<Delivery, Ended>) -> Result<(), Over> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let mut next = Some(taken);
+        let mut ended = None;
+        while let Some(taken) = next {
+            match taken {
+                Ok(delivery) => {
+                    let size = delivery.message.payload.len();
+                    if !self.fits(&delivery) {
+                        self.held = Some(delivery);
+                        break;
+                    }
+                    if !batch.is_empty() && bytes + size > BATCH_BYTES {
+                        // The outbox is no longer empty, so this one is the last.
+                        let full = std::mem::take(&mut batch);
+                        self.outbox.push_back(Event::Deliveries(full));
+                    }
+                    bytes += size;
+                    batch.push(self.give(delivery));
+                }
+                Err(end) => {
+                    ended = Some(end);
+                    break;
+                }
+            }
+            let full = batch.len() >= BATCH || bytes >= BATCH_BYTES || !self.has_room();
+            next = if full {
+                None
+            } else {
+                self.subscription.try_next()
+            };
+        }
+        if !batch.is_empty() {
+            self.outbox.push_back(Event::Deliveries(batch));
+        }
+        match ended {
+            None => Ok(()),
+            Some(ended) => Err(self.over(ended)),
+        }
+    }
+
+    fn give(&mut self, delivery: Delivery) -> Given {
+        let deadline = (!self.plan.auto_ack).then_some(self.plan.ack_deadline);
+        let queue = self.plan.queues.get(delivery.queue).cloned();
+        let delivery = Arc::new(delivery);
+        let until = deadline.map(|deadline| Instant::now() + deadline);
+        let ack_id = self.ledger.give(delivery.clone(), until);
+        self.delivered += 1;
+        Given {
+            ack_id,
+            delivery,
+            queue: queue.unwrap_or_default(),
+            ack_deadline: deadline,
+        }
+    }
+
+    /// Credit came free: what waited for it goes out.
+    fn release_held(&mut self) {
+        if self.takes_more()
+            && self.held.as_ref().is_some_and(|held| self.fits(held))
+            && let Some(delivery) = self.held.take()
+        {
+            let given = self.give(delivery);
+            self.outbox.push_back(Event::Deliveries(vec![given]));
+        }
+    }
+
+    async fn on_half_close(&mut self) {
+        if self.plan.auto_ack {
+            return;
+        }
+        if self.takes_more() {
+            self.subscription.stop().await;
+        }
+        self.last_word = true;
+    }
+
+    async fn drain(&mut self) {
+        let grace = self.gateway.limits.shutdown_grace;
+        if self.takes_more() {
+            self.subscription.stop().await;
+        }
+        self.phase = Phase::Draining(Instant::now() + grace);
+        if !self.last_word {
+            self.outbox.push_back(Event::Draining { grace });
+        }
+    }
+
+    fn over(&self, ended: Ended) -> Over {
+        Over::End(match ended {
+            Ended::BrokerDown => End::BrokerDown,
+            Ended::QueueDeleted(index) => {
+                let queue = self.plan.queues.get(index).cloned();
+                End::QueueDeleted(queue.unwrap_or_default())
+            }
+        })
+    }
+
+    /// Returns what is unsettled to its queue, and then tells the client how it ended.
+    async fn close(mut self, over: Over) {
+        // A copy that is stored while its original returns would be a duplicate; the copies under way are worth waiting for.
+        while let Some((tag, _, _, stored)) = self.copies.next().await {
+            if stored.is_ok() && self.subscription.ack(&[tag]).await.is_err() {
+                break;
+            }
+        }
+        self.subscription.close().await;
+        let Over::End(end) = over else { return };
+        let last = async {
+            for event in self.outbox {
+                self.events.send(event).await?;
+            }
+            self.events.send(Event::End(end)).await
+        };
+        // A client that does not read learns it from the end of the stream.
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, last).await;
+    }
+}
