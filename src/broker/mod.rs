@@ -1,7 +1,7 @@
 //! What the gateway asks of a message broker, and the two that answer: [`rabbitmq`] and the embedded [`memory`] broker.
 //!
 //! To add a backend, implement [`Broker`] and [`Subscription`] in a module of its own, let the contract suite
-//! (`tests/it/contract.rs`) run on it, and add it to the one `match` in `server.rs`.
+//! (`tests/it/contract/`) run on it, and add it to the one `match` in `server.rs`.
 
 pub mod memory;
 pub mod rabbitmq;

@@ -1,4 +1,4 @@
-//! What only this broker promises, or can show exactly. What both promise is in `tests/it/contract.rs`.
+//! What only this broker promises, or can show exactly. What both promise is in `tests/it/contract/`.
 
 use std::time::Duration;
 
