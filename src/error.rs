@@ -158,6 +158,12 @@ impl Failure {
                 "the broker takes no messages (memory or disk alarm); the message was not sent",
             )
             .retry(LATER),
+            // Of clients' own headers far fewer are accepted; this is what is left for headers that others wrote.
+            NotSent::HeadersTooLarge => Self::new(
+                Code::InvalidArgument,
+                Reason::PayloadTooLarge,
+                "the headers do not fit into one frame of the broker; the message was not sent",
+            ),
             NotSent::Overloaded => Self::new(
                 Code::ResourceExhausted,
                 Reason::Overloaded,

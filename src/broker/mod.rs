@@ -91,6 +91,8 @@ pub enum NotSent {
     BrokerBlocked,
     /// More is in flight than the gateway holds, or the broker confirms more slowly than messages arrive.
     Overloaded,
+    /// The headers do not fit into one frame, which AMQP demands.
+    HeadersTooLarge,
 }
 
 /// Why nobody knows whether a message is stored.

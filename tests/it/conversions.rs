@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use courtier::{
     broker::{
-        Broker, Fate, Publish, Receipt, Subscribe, Subscription,
+        Broker, Fate, NotSent, Publish, Receipt, Subscribe, Subscription,
         topology::{Queue, QueueKind, Topology},
     },
     message::{Message, Table, Value, header},
@@ -92,13 +92,7 @@ prop_compose! {
     }
 }
 
-async fn there_and_back(
-    broker: &dyn Broker,
-    back: &mut dyn Subscription,
-    queue: &str,
-    message: Message,
-) -> Message {
-    let publish_id = Uuid::now_v7();
+async fn publish(broker: &dyn Broker, publish_id: Uuid, queue: &str, message: Message) -> Fate {
     let (receipt, fate) = Receipt::single();
     let publish = Publish {
         publish_id,
@@ -110,7 +104,18 @@ async fn there_and_back(
         admission: None,
     };
     broker.publish(broker.lane(), publish, receipt);
-    assert_eq!(fate.await, Ok(Fate::Confirmed));
+    fate.await.expect("answered")
+}
+
+async fn there_and_back(
+    broker: &dyn Broker,
+    back: &mut dyn Subscription,
+    queue: &str,
+    message: Message,
+) -> Message {
+    let publish_id = Uuid::now_v7();
+    let fate = publish(broker, publish_id, queue, message).await;
+    assert_eq!(fate, Fate::Confirmed);
     let delivery = timeout(PATIENCE, back.next())
         .await
         .expect("it comes")
@@ -122,9 +127,7 @@ async fn there_and_back(
     message
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs RabbitMQ: run make test"]
-async fn any_message_comes_back_as_it_was_sent() {
+async fn queue() -> (Arc<dyn Broker>, String, Box<dyn Subscription>) {
     let broker: Arc<dyn Broker> = connect().await;
     let queue = format!("it-{}-conversions", Uuid::now_v7());
     let topology = Topology {
@@ -138,7 +141,14 @@ async fn any_message_comes_back_as_it_was_sent() {
         client_id: queue.clone(),
         deadline: Instant::now() + PATIENCE,
     };
-    let mut back = broker.subscribe(subscribe).await.expect("the queue exists");
+    let back = broker.subscribe(subscribe).await.expect("the queue exists");
+    (broker, queue, back)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn any_message_comes_back_as_it_was_sent() {
+    let (broker, queue, mut back) = queue().await;
     let runtime = tokio::runtime::Handle::current();
     tokio::task::block_in_place(|| {
         let back = std::cell::RefCell::new(&mut back);
@@ -161,5 +171,28 @@ async fn any_message_comes_back_as_it_was_sent() {
             .run(&message(), law)
             .unwrap_or_else(|failure| panic!("{failure}"));
     });
+    back.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn headers_up_to_a_frame_pass_and_larger_ones_are_not_sent_and_harm_nobody() {
+    let (broker, queue, mut back) = queue().await;
+    let with_header = |bytes: usize| Message {
+        headers: Table::from([("native".to_owned(), Value::Blob(vec![7; bytes].into()))]),
+        ..Message::default()
+    };
+    let large = with_header(119 * 1024);
+    let returned = there_and_back(&*broker, &mut *back, &queue, large.clone()).await;
+    assert_eq!(returned, large);
+    let mut links = broker.links();
+    links.mark_unchanged();
+    for bytes in [121 * 1024, 200 * 1024] {
+        let fate = publish(&*broker, Uuid::now_v7(), &queue, with_header(bytes)).await;
+        assert_eq!(fate, Fate::NotSent(NotSent::HeadersTooLarge));
+    }
+    let returned = there_and_back(&*broker, &mut *back, &queue, Message::default()).await;
+    assert_eq!(returned, Message::default());
+    assert!(!links.has_changed().expect("open"), "a link broke");
     back.close().await;
 }

@@ -67,6 +67,24 @@ pub(super) fn message(properties: &BasicProperties, payload: Vec<u8>) -> Message
     }
 }
 
+/// How large the headers are on the wire, at most.
+pub(super) fn header_bytes(headers: &Table) -> usize {
+    // A name's length, a type and a length go with each.
+    let entry = |(name, value): (&String, &Value)| name.len() + 1 + value_bytes(value);
+    headers.iter().map(entry).sum()
+}
+
+fn value_bytes(value: &Value) -> usize {
+    const TYPE_AND_LENGTH: usize = 5;
+    TYPE_AND_LENGTH
+        + match value {
+            Value::Text(bytes) | Value::Blob(bytes) => bytes.len(),
+            Value::Array(values) => values.iter().map(value_bytes).sum(),
+            Value::Table(table) => header_bytes(table),
+            _ => 8,
+        }
+}
+
 /// Names were checked at the edge; the cut keeps the client library from panicking should one slip through.
 fn short(text: &str) -> ShortString {
     let mut end = text.len().min(255);

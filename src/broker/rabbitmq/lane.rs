@@ -42,6 +42,10 @@ const WINDOW: usize = 1_024;
 const STUCK: usize = 4 * WINDOW;
 /// Once this many messages wait for the fate of others, none is added until their fate is known.
 const WAITING_MAX: usize = 64;
+/// Headers, and what else is in their frame, must fit into one frame of RabbitMQ's 131,072 bytes; the broker ends the whole
+/// connection otherwise (<https://www.rabbitmq.com/docs/configure#config-items>, `frame_max`). Dead-letter copies of messages with
+/// large native headers may come here; clients' own are limited to far less.
+const HEADERS_MAX: usize = 120 * 1024;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const REOPEN_DELAY: Duration = Duration::from_millis(200);
 
@@ -203,6 +207,10 @@ impl Worker {
             let Some((publish, mut receipt)) = self.backlog.pop_front() else {
                 return;
             };
+            if convert::header_bytes(&publish.message.headers) > HEADERS_MAX {
+                receipt.answer(Fate::NotSent(NotSent::HeadersTooLarge));
+                continue;
+            }
             receipt.handed_over();
             let entry = Entry {
                 receipt: Some(receipt),

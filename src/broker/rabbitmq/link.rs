@@ -34,6 +34,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// (<https://www.rabbitmq.com/docs/heartbeats>).
 const HEARTBEAT_SECONDS: u16 = 10;
 
+const ADMIN_FRAME_BYTES: u32 = 8 * 1024;
+
 /// Where the broker is, and what proves that it is the right one.
 #[derive(Clone)]
 pub(super) struct Endpoint {
@@ -213,12 +215,13 @@ async fn connect(
             AMQPScheme::AMQPS => Ok(stream.into_tls(host, tls.as_ref()).await?),
         }
     };
-    let connecting = Connection::connector(
-        endpoint.uri.clone(),
-        TokioRuntime::tokio_current(),
-        connector,
-        properties,
-    );
+    let mut uri = endpoint.uri.clone();
+    if matches!(role, Role::Admin) {
+        // The client library's buffers are 64 frames large; nothing that is administered needs large ones.
+        uri.query.frame_max.get_or_insert(ADMIN_FRAME_BYTES);
+    }
+    let connecting =
+        Connection::connector(uri, TokioRuntime::tokio_current(), connector, properties);
     match timeout(HANDSHAKE_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok((connection, cord)),
         Ok(Err(error)) => Err(error.to_string()),
