@@ -47,7 +47,22 @@ pub(super) struct Running {
 
 pub(super) async fn subscribe(pool: &Pool, subscribe: Subscribe) -> Result<Running, Error> {
     let place = pool.place(subscribe.deadline).await?;
-    let channel = error::open(place.connection().create_channel().await)?;
+    let (channel, consumers) = place.while_up(open(place.connection(), &subscribe)).await?;
+    Ok(Running {
+        channel,
+        consumers,
+        queues: subscribe.queues,
+        unsettled: Unsettled::default(),
+        cancelled: None,
+        place,
+    })
+}
+
+async fn open(
+    connection: &Connection,
+    subscribe: &Subscribe,
+) -> Result<(Channel, Vec<Consumer>), Error> {
+    let channel = error::open(connection.create_channel().await)?;
     // Per consumer, not per channel: quorum queues refuse a limit for the whole channel
     // (https://www.rabbitmq.com/docs/quorum-queues#global-qos).
     let each = BasicQosOptions::default();
@@ -66,14 +81,7 @@ pub(super) async fn subscribe(pool: &Pool, subscribe: Subscribe) -> Result<Runni
             .map_err(|cause| error::classify(&cause, Entity::Queue, queue))?;
         consumers.push(consumer);
     }
-    Ok(Running {
-        channel,
-        consumers,
-        queues: subscribe.queues,
-        unsettled: Unsettled::default(),
-        cancelled: None,
-        place,
-    })
+    Ok((channel, consumers))
 }
 
 impl Running {

@@ -20,6 +20,7 @@ use crate::broker::{Entity, Error};
 /// deleted meanwhile ends the lane's channel, and leaves in doubt what its neighbours had in flight.
 const KNOWN_FOR: Duration = Duration::from_secs(5);
 const MISSING_FOR: Duration = Duration::from_millis(500);
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const REMEMBERED: u64 = 10_000;
 
 /// What is known of exchanges: [`Error`] when they may not be published to.
@@ -105,8 +106,12 @@ impl Exchanges {
             }
             Ok(verdict)
         };
+        // Others wait for this answer too; whoever asks has no right to keep them for as long as its own deadline allows.
+        let soon = Instant::now() + ASK_TIMEOUT;
         tokio::select! {
-            answer = timeout_at(deadline, asking) => answer.unwrap_or(Err(Error::TimedOut)),
+            answer = timeout_at(deadline.min(soon), self.link.while_up(&up, asking)) => {
+                answer.unwrap_or(Err(Error::TimedOut))
+            }
             // The probe itself may be what the broker blocks; nothing answers on this connection then.
             () = self.link.blocked() => Err(Error::Blocked),
         }

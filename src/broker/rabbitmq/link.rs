@@ -26,6 +26,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
+use crate::broker::Error;
+
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -126,6 +128,21 @@ impl Link {
 
     pub(super) fn up(&self) -> Option<Up> {
         self.state.borrow().up().cloned()
+    }
+
+    /// Does what needs the connection of `up`, as long as it lasts. On one that is about to end, the client library may wait for
+    /// an answer for ever.
+    pub(super) async fn while_up<T>(
+        &self,
+        up: &Up,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut state = self.watch();
+        let replaced = |state: &State| state.up().map(|now| now.generation) != Some(up.generation);
+        tokio::select! {
+            done = work => done,
+            _ = state.wait_for(replaced) => Err(Error::Down),
+        }
     }
 
     /// Waits until the broker takes no messages from this link, maybe for ever.

@@ -182,6 +182,7 @@ impl Broker for RabbitMq {
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
         let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
         let declaring = declare::declare(&up.connection, topology);
+        let declaring = self.admin.while_up(&up, declaring);
         timeout(DECLARE_TIMEOUT, declaring)
             .await
             .unwrap_or(Err(Error::TimedOut))

@@ -13,7 +13,7 @@ use lapin::Connection;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::link::{Endpoint, Link, Role};
+use super::link::{Endpoint, Link, Role, Up};
 use crate::broker::Error;
 
 /// RabbitMQ allows 2,047 channels a connection by default (<https://www.rabbitmq.com/docs/channels#channel-max>);
@@ -38,7 +38,8 @@ struct Shared {
 
 /// A channel's place on a connection, given back on drop.
 pub(super) struct Place {
-    connection: Arc<Connection>,
+    link: Link,
+    up: Up,
     _seat: Seat,
 }
 
@@ -52,7 +53,15 @@ impl Drop for Seat {
 
 impl Place {
     pub(super) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
+        &self.up.connection
+    }
+
+    /// See [`Link::while_up`].
+    pub(super) async fn while_up<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.link.while_up(&self.up, work).await
     }
 }
 
@@ -83,7 +92,8 @@ impl Pool {
             .min(PATIENCE);
         let up = link.ready(patience).await.ok_or(Error::Down)?;
         Ok(Place {
-            connection: up.connection,
+            link,
+            up,
             _seat: seat,
         })
     }
