@@ -35,7 +35,7 @@ use crate::{
     timer::until,
 };
 
-/// Publishes in flight whose caller still waits. More brings no throughput and costs latency.
+/// Publishes in flight whose caller still waits: as many as one stream may leave unanswered by default.
 const WINDOW: usize = 1_024;
 /// Publishes in flight in all, those included that nobody waits for any more because their deadline came. A channel with so
 /// many unanswered ones is given up: its queues do not confirm.

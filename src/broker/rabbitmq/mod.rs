@@ -40,7 +40,7 @@ use super::{
     topology::{Difference, Topology},
 };
 
-/// Enough to keep the broker busy from two cores, measured with `make bench`.
+/// Channels that publishes are spread over. A stream or batch has one of them, which keeps its order.
 const LANES: usize = 8;
 /// How long an administrative call waits for its link.
 const LINK_PATIENCE: Duration = Duration::from_secs(2);
