@@ -161,3 +161,6 @@ async fn connect_alone(db: &DatabaseConnection) -> Result<DatabaseConnection, Er
 fn connect_error(error: SqlxError) -> DbErr {
     DbErr::Conn(RuntimeErr::SqlxError(error.into()))
 }
+
+#[cfg(test)]
+mod tests;

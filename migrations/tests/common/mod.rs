@@ -4,10 +4,12 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod database;
+
 use courtier_migrations::{Error, status, up};
 use sea_orm::prelude::DateTimeUtc;
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, Query};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement, Value};
 
 pub fn names() -> Vec<String> {
     [
@@ -220,6 +222,7 @@ pub async fn check_values(db: &DatabaseConnection) {
     up(db).await.expect("up");
     // After 2038, and with a fraction that three digits cannot hold.
     let at: DateTimeUtc = "2040-02-29T23:59:59.123456Z".parse().expect("time");
+    let bound = moment(db, at);
     let payload = [0_u8, 255, 10, 39].repeat(50_000);
     let names = ["order", "Order", "order ", "ordér"];
     for name in names {
@@ -245,9 +248,9 @@ pub async fn check_values(db: &DatabaseConnection) {
                 i64::MAX.into(),
                 vec![0_u8].into(),
                 "published".into(),
-                at.into(),
-                at.into(),
-                at.into(),
+                bound.clone().into(),
+                bound.clone().into(),
+                bound.clone().into(),
             ])
             .to_owned();
         db.execute(&insert).await.expect("insert");
@@ -264,7 +267,7 @@ pub async fn check_values(db: &DatabaseConnection) {
             ])
             .from(Alias::new("message_logs"))
             .and_where(Expr::col("message_id").eq(*name))
-            .and_where(Expr::col("published_at").eq(at))
+            .and_where(Expr::col("published_at").eq(bound.clone()))
             .to_owned();
         let rows = db.query_all(&found).await.expect("select");
         assert_eq!(rows.len(), 1, "{name:?}");
@@ -297,7 +300,17 @@ pub async fn check_values(db: &DatabaseConnection) {
             None
         );
     }
-    check_defaults(db, at).await;
+    check_defaults(db, "2026-11-22T12:34:56.000001Z".parse().expect("time")).await;
+}
+
+/// A parameter for any moment. MariaDB reads what sqlx sends for a `DateTime<Utc>` as a TIMESTAMP: outside 1970 to
+/// 2038 it becomes NULL, though the column could hold it.
+fn moment(db: &DatabaseConnection, at: DateTimeUtc) -> Value {
+    if db.get_database_backend() == DbBackend::MySql {
+        at.naive_utc().into()
+    } else {
+        at.into()
+    }
 }
 
 /// What a row gets that names only what it must.
@@ -353,12 +366,17 @@ async fn check_defaults(db: &DatabaseConnection, at: DateTimeUtc) {
             "lease_token",
             "error_stack",
             "fingerprint",
+            "failed_at",
         ])
         .from("failed_messages")
         .and_where(Expr::col("id").eq(id))
         .to_owned();
     let row = db.query_one(&found).await.expect("select").expect("row");
     assert_eq!(row.try_get::<String>("", "id").expect("id"), id);
+    assert_eq!(
+        row.try_get::<DateTimeUtc>("", "failed_at").expect("time"),
+        at
+    );
     assert_eq!(row.try_get::<i32>("", "attempt").expect("attempt"), 1);
     assert_eq!(row.try_get::<i32>("", "retry_count").expect("retries"), 0);
     assert_eq!(row.try_get::<i32>("", "max_retries").expect("limit"), 3);
