@@ -2,10 +2,12 @@
 
 use std::{env, fs, path::PathBuf};
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 5] = [
     "courtier/v1/message.proto",
     "courtier/v1/publisher.proto",
     "courtier/v1/subscriber.proto",
+    "courtier/v1/failed_messages.proto",
+    "courtier/v1/message_log.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -8,8 +8,12 @@ pub mod shutdown;
 pub mod grpc; // one file a .proto
 pub mod http; // the same port, for probes and people
 
-pub mod broker;
-pub mod gateway; // what the service does, one file a feature // RabbitMQ, and the embedded broker
+pub mod gateway; // what the service does, one file a feature
+
+pub mod broker; // RabbitMQ, and the embedded broker
+pub mod store; // the database
+
+pub mod failure; // failed messages and their state machine
 
 pub mod config;
 pub mod error; // what callers are told

@@ -42,7 +42,7 @@ pub type Table = BTreeMap<String, Value>;
 
 /// A header value with its AMQP 0-9-1 type, as RabbitMQ encodes it
 /// (<https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Value {
     Void,
     Bool(bool),
@@ -101,7 +101,8 @@ impl Value {
 }
 
 /// A message: AMQP's basic properties and the payload. An absent property is `None`, not an empty text.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Message {
     pub message_id: Option<String>,
     pub content_type: Option<String>,
@@ -116,5 +117,7 @@ pub struct Message {
     /// AMQP's `expiration`, in milliseconds.
     pub ttl_ms: Option<u32>,
     pub headers: Table,
+    /// Stored apart from the rest.
+    #[serde(skip)]
     pub payload: Bytes,
 }

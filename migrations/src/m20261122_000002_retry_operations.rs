@@ -24,6 +24,8 @@ impl MigrationTrait for Migration {
                 optional(c.big_integer("row_limit")),
                 c.big_integer("matched").default(0).take(),
                 c.big_integer("started").default(0).take(),
+                c.big_integer("succeeded").default(0).take(),
+                c.big_integer("failed_again").default(0).take(),
                 c.big_integer("skipped").default(0).take(),
                 optional(c.time("cursor_failed_at")),
                 optional(c.fixed("cursor_id", 36)),

@@ -11,30 +11,12 @@ use crate::{
         Delivery, Fate, Publish, Receipt,
         topology::{Queue, QueueKind, Topology, dead_letter_queue},
     },
+    failure::{ErrorDetail, MAX_ERROR_TEXT, Next},
     message::{Message, Value, header},
 };
 
-/// How much of each error text is kept, in bytes.
-pub const MAX_ERROR_TEXT: usize = 4 * 1024;
 /// How long a copy may take to be confirmed.
 const COPY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a consumer failed, in its own words.
-#[derive(Clone, Debug, Default)]
-pub struct ErrorDetail {
-    pub kind: String,
-    pub message: String,
-    pub stack: String,
-}
-
-/// What is to happen with the failed message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Try again, after this delay or as the retry schedule says.
-    Retry(Option<Duration>),
-    /// No more automatic tries.
-    Park,
-}
 
 /// The copy is not confirmed; the original must stay.
 #[derive(Debug, thiserror::Error)]
@@ -106,8 +88,9 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
     copy.headers.remove("CC");
     copy.headers.remove("BCC");
     if let Some(id) = copy.headers.remove(header::PUBLISH_ID) {
-        let name = header::ORIGINAL_PUBLISH_ID.to_owned();
-        copy.headers.insert(name, id);
+        // A retry has it already, from the first publish.
+        let original = copy.headers.entry(header::ORIGINAL_PUBLISH_ID.to_owned());
+        original.or_insert(id);
     }
     let mut note = |name: &str, value: String| {
         copy.headers.insert(name.to_owned(), Value::text(value));

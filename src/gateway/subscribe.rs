@@ -5,11 +5,10 @@ use std::{sync::Arc, time::Duration};
 use futures::Stream;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{
-    Gateway, dead_letter::ErrorDetail, ledger::SettleResult, session::Session, validate::Invalid,
-};
+use super::{Gateway, ledger::SettleResult, session::Session, validate::Invalid};
 use crate::{
     broker::{self, Delivery, Entity},
+    failure::ErrorDetail,
     names,
 };
 

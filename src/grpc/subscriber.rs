@@ -20,9 +20,9 @@ use super::{
 };
 use crate::{
     error::Failure,
+    failure::ErrorDetail,
     gateway::{
-        Gateway,
-        dead_letter::{self, ErrorDetail},
+        Gateway, dead_letter,
         ledger::SettleResult,
         subscribe::{self, Action, End, Event, Given, MAX_ACK_IDS, MAX_RETRY_DELAY, Nack, Start},
         validate::Invalid,

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 use super::{CopyDone, Over, Session};
 use crate::{
     broker::Tag,
+    failure::Next,
     gateway::{
-        dead_letter::{self, Next},
+        dead_letter,
         ledger::{Claim, SettleResult, Settled},
         subscribe::{Action, End, Event, Nack, Request},
     },

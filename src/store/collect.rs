@@ -1,0 +1,268 @@
+//! Dead letters become rows. Only when this is committed may the dead letter be acked.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use sea_orm::{ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter};
+
+use super::{
+    Error, Store,
+    entity::{attempt, failed_message},
+    properties, row, transaction,
+    work::{CHUNK, Work},
+};
+use crate::failure::{
+    Death, Next, Outcome, State, fingerprint, machine::Again, schedule::Schedule,
+};
+
+/// What became of a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collected {
+    /// A row of its own.
+    New,
+    /// The row that it was a retry of.
+    Again,
+    /// The same death was collected before.
+    Duplicate,
+}
+
+impl Store {
+    /// Stores deaths, in this order; the answer has an entry for each. `schedule` says when a queue's messages are retried.
+    pub async fn collect(
+        &self,
+        deaths: &[Death],
+        schedule: impl Fn(&str) -> Schedule,
+    ) -> Result<Vec<Collected>, Error> {
+        transaction!(self, |work| {
+            let mut batch = Batch::load(work, deaths).await?;
+            let mut collected = Vec::with_capacity(deaths.len());
+            for death in deaths {
+                collected.push(batch.take(work, death, &schedule(&death.queue)).await?);
+            }
+            batch.insert(work).await?;
+            collected
+        })
+    }
+}
+
+/// The deaths of one transaction and the rows that they concern.
+struct Batch {
+    /// By id.
+    rows: HashMap<String, failed_message::Model>,
+    /// From death key to id.
+    keys: HashMap<String, String>,
+    /// Ids of the rows that this transaction makes.
+    fresh: HashSet<String>,
+    new: Vec<failed_message::ActiveModel>,
+    attempts: Vec<attempt::ActiveModel>,
+}
+
+impl Batch {
+    async fn load(work: &Work, deaths: &[Death]) -> Result<Self, Error> {
+        let mut batch = Self {
+            rows: HashMap::new(),
+            keys: HashMap::new(),
+            fresh: HashSet::new(),
+            new: Vec::new(),
+            attempts: Vec::new(),
+        };
+        let ids = deaths.iter().filter_map(|death| death.failed_id);
+        let ids: Vec<_> = ids.map(|id| id.to_string()).collect();
+        let keys: Vec<_> = deaths.iter().filter_map(key).collect();
+        // Two questions, because an OR over two indexes is answered slowly.
+        for condition in [
+            (!ids.is_empty()).then(|| failed_message::Column::Id.is_in(ids)),
+            (!keys.is_empty()).then(|| failed_message::Column::DeathKey.is_in(keys)),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            let select = failed_message::Entity::find().filter(Condition::all().add(condition));
+            for row in work.locking(select).all(&work.tx).await? {
+                batch.know(row);
+            }
+        }
+        Ok(batch)
+    }
+
+    fn know(&mut self, row: failed_message::Model) {
+        if let Some(key) = &row.death_key {
+            self.keys.insert(key.clone(), row.id.clone());
+        }
+        self.rows.insert(row.id.clone(), row);
+    }
+
+    /// The row that a death concerns.
+    fn find(&self, death: &Death) -> Option<&failed_message::Model> {
+        let retried = death
+            .failed_id
+            .and_then(|id| self.rows.get(&id.to_string()));
+        // A consumer that published it to another queue made another message of it.
+        let retried = retried.filter(|row| row.queue == row::storable(&death.queue));
+        retried.or_else(|| {
+            let id = self.keys.get(&key(death)?)?;
+            self.rows.get(id)
+        })
+    }
+
+    async fn take(
+        &mut self,
+        work: &mut Work,
+        death: &Death,
+        schedule: &Schedule,
+    ) -> Result<Collected, Error> {
+        let Some(known) = self.find(death).cloned() else {
+            // Of two equal deaths in one batch, the first makes the row.
+            let retried = death.failed_id.map(|id| id.to_string());
+            let fresh = key(death).and_then(|key| self.keys.get(&key).cloned());
+            if [retried, fresh]
+                .iter()
+                .flatten()
+                .any(|id| self.fresh.contains(id))
+            {
+                return Ok(Collected::Duplicate);
+            }
+            self.begin(work, death, schedule);
+            return Ok(Collected::New);
+        };
+        let mut state = known.state()?;
+        let recorded = work.has_died(&known.id, death.attempt).await?;
+        if !state.is_news(death.attempt, recorded, death.redelivered) {
+            tracing::debug!(
+                id = known.id,
+                queue = death.queue,
+                attempt = death.attempt,
+                "the same death again"
+            );
+            return Ok(Collected::Duplicate);
+        }
+        let now = work.now;
+        state.died(
+            death.attempt,
+            again(death, schedule, state.retry_count, now),
+        );
+        let kind = fingerprint::of(&death.queue, &death.error.kind, &death.error.message);
+        work.save(&known, &state, |columns| {
+            columns.error_type = Set(row::storable(&death.error.kind));
+            columns.error_message = Set(row::storable(&death.error.message));
+            columns.error_stack = Set(row::storable(&death.error.stack));
+            columns.reason = Set(death.reason.to_string());
+            columns.fingerprint = Set(kind.fingerprint.clone());
+            columns.last_failed_at = Set(now);
+        })
+        .await?;
+        work.seen(&kind, &death.queue, &death.error.kind);
+        work.attempt_ends(&known.id, death.attempt, Outcome::Died, Some(&death.error))
+            .await?;
+        // A second death of it in this batch finds it as it is now.
+        let id = known.id.clone();
+        let changed = failed_message::Entity::find_by_id(id).one(&work.tx).await?;
+        if let Some(changed) = changed {
+            self.know(changed);
+        }
+        Ok(Collected::Again)
+    }
+
+    fn begin(&mut self, work: &mut Work, death: &Death, schedule: &Schedule) {
+        let kind = fingerprint::of(&death.queue, &death.error.kind, &death.error.message);
+        let retries = death.attempt.saturating_sub(1);
+        let again = again(death, schedule, retries, work.now);
+        let state = State::dead(death.attempt, schedule.max_retries, again);
+        // The row that it names may have been deleted, or be of another queue.
+        let id = death
+            .failed_id
+            .filter(|id| !self.rows.contains_key(&id.to_string()));
+        let id = id.unwrap_or(death.id).to_string();
+        let key = key(death);
+        if let Some(key) = &key {
+            self.keys.insert(key.clone(), id.clone());
+        }
+        self.fresh.insert(id.clone());
+        let now = work.now;
+        self.new.push(failed_message::ActiveModel {
+            id: Set(id.clone()),
+            death_key: Set(key),
+            queue: Set(row::storable(&death.queue)),
+            exchange: Set(row::storable(&death.exchange)),
+            routing_key: Set(row::storable(&death.routing_key)),
+            message_id: Set(death.message.message_id.as_deref().map(row::storable)),
+            publish_id: Set(death.publish_id.as_deref().map(row::storable)),
+            properties: Set(properties::encode(&death.message)),
+            payload: Set(death.message.payload.to_vec()),
+            error_type: Set(row::storable(&death.error.kind)),
+            error_message: Set(row::storable(&death.error.message)),
+            error_stack: Set(row::storable(&death.error.stack)),
+            reason: Set(death.reason.to_string()),
+            fingerprint: Set(kind.fingerprint.clone()),
+            comment: Set(None),
+            failed_at: Set(now),
+            last_failed_at: Set(now),
+            operation_id: Set(None),
+            created_at: Set(now),
+            updated_at: Set(now),
+            ..row::columns(&id, &state)
+        });
+        if let Some(new) = self.new.last_mut() {
+            new.id = Set(id.clone());
+        }
+        self.attempts.push(attempt::ActiveModel {
+            failed_message_id: Set(id),
+            attempt: Set(row::signed(death.attempt)),
+            manual: Set(false),
+            started_at: Set(None),
+            ended_at: Set(Some(now)),
+            outcome: Set(Some(Outcome::Died.to_string())),
+            error_type: Set(Some(row::storable(&death.error.kind))),
+            error_message: Set(Some(row::storable(&death.error.message))),
+        });
+        work.seen(&kind, &row::storable(&death.queue), &death.error.kind);
+        work.count_new(&kind.fingerprint, state.status);
+    }
+
+    async fn insert(self, work: &Work) -> Result<(), Error> {
+        for rows in chunks(self.new) {
+            failed_message::Entity::insert_many(rows)
+                .exec_without_returning(&work.tx)
+                .await?;
+        }
+        for entries in chunks(self.attempts) {
+            attempt::Entity::insert_many(entries)
+                .exec_without_returning(&work.tx)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn chunks<T>(rows: Vec<T>) -> impl Iterator<Item = Vec<T>> {
+    let mut rows = rows.into_iter().peekable();
+    std::iter::from_fn(move || {
+        rows.peek()?;
+        Some(rows.by_ref().take(CHUNK).collect())
+    })
+}
+
+fn key(death: &Death) -> Option<String> {
+    let publish_id = death.publish_id.as_deref()?;
+    Some(row::death_key(publish_id, &death.queue))
+}
+
+/// When a message that died is tried again.
+fn again(death: &Death, schedule: &Schedule, retry_count: u32, now: crate::failure::Time) -> Again {
+    let delay = match death.next {
+        Next::Park => None,
+        Next::Retry(Some(delay)) => Some(delay),
+        Next::Retry(None) => Some(schedule.delay(retry_count, fastrand::f64())),
+    };
+    Again {
+        at: delay.map(|delay| now + micros(delay)),
+    }
+}
+
+/// Whole microseconds, which all engines keep.
+pub(super) fn micros(duration: Duration) -> chrono::TimeDelta {
+    let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX / 2);
+    chrono::TimeDelta::microseconds(micros.min(100 * 365 * 86_400 * 1_000_000))
+}

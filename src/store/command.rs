@@ -1,0 +1,51 @@
+//! What people do with failed messages besides retrying them.
+
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use uuid::Uuid;
+
+use super::{
+    Error, Filter, Store,
+    entity::failed_message::{self, Column},
+    row, transaction,
+    work::CHUNK,
+};
+use crate::failure::{FailedMessage, Status};
+
+impl Store {
+    /// Marks one as done.
+    pub async fn resolve(&self, id: Uuid, comment: &str) -> Result<FailedMessage, Error> {
+        transaction!(self, |work| {
+            let row = work.row(id).await?;
+            let mut state = row.state()?;
+            state.close(work.now)?;
+            work.save(&row, &state, |columns| {
+                columns.comment = Set(Some(row::storable(comment)));
+            })
+            .await?;
+            work.row(id).await?.read()?
+        })
+    }
+
+    /// Deletes one.
+    pub async fn delete(&self, id: Uuid) -> Result<(), Error> {
+        transaction!(self, |work| {
+            let row = work.row(id).await?;
+            row.state()?.check_delete()?;
+            work.delete(&[row]).await?;
+        })
+    }
+
+    /// Deletes some of those that a filter lets through, but for RETRYING ones; how many. 0: none is left.
+    pub async fn delete_some(&self, filter: &Filter) -> Result<u64, Error> {
+        transaction!(self, |work| {
+            let rows = failed_message::Entity::find()
+                .filter(filter.condition(work.backend()))
+                .filter(Column::Status.ne(row::text(Status::Retrying)))
+                .order_by_asc(Column::FailedAt)
+                .limit(u64::try_from(CHUNK).unwrap_or(u64::MAX));
+            let rows = work.locking(rows).all(&work.tx).await?;
+            work.delete(&rows).await?;
+            u64::try_from(rows.len()).unwrap_or(u64::MAX)
+        })
+    }
+}

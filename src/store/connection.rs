@@ -1,0 +1,319 @@
+//! Connections to the database: which engine, how it is set up, and that it is reached again when it was away.
+
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use courtier_migrations as migrations;
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
+    sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Where the database is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// SQLite in this file.
+    File(PathBuf),
+    /// `mysql://…` or `postgres://…`, with credentials.
+    Server(SecretString),
+}
+
+/// How the database is used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub place: Place,
+    /// Connections at a time, of a server.
+    pub max_connections: u32,
+    /// Bring the schema up to date before using it.
+    pub migrate: bool,
+}
+
+/// Why the database cannot be used, now and later.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot make the folder {0}")]
+    Folder(PathBuf, #[source] std::io::Error),
+    #[error(
+        "another process uses {0}; each gateway needs a DATA_DIR of its own, or all one database server"
+    )]
+    InUse(PathBuf),
+    #[error("cannot open {0}")]
+    File(PathBuf, #[source] std::io::Error),
+    #[error(
+        "the schema of the database is newer than this version of courtier (it has {0}); run the version that made it, or a later one"
+    )]
+    Newer(String),
+    #[error(
+        "the schema of the database is not up to date; `courtier migrate up` changes it, or DB_MIGRATE=auto"
+    )]
+    Behind,
+    #[error("the database cannot be used")]
+    Database(#[source] DbErr),
+    #[error("the schema of the database cannot be brought up to date")]
+    Migration(#[source] migrations::Error),
+}
+
+/// How long one question to the database may take, waiting for a connection included.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a caller waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often an idle database is asked whether it is there.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// How long SQLite waits for its own lock.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A database that is there.
+#[derive(Debug)]
+pub(super) struct Pools {
+    pub read: DatabaseConnection,
+    /// SQLite allows one writer at a time: there it is a pool of one.
+    pub write: DatabaseConnection,
+    pub backend: DbBackend,
+}
+
+/// The database, as it comes and goes.
+#[derive(Clone)]
+pub(super) struct Link {
+    pools: watch::Receiver<Option<Arc<Pools>>>,
+    trouble: Arc<Notify>,
+}
+
+impl Link {
+    /// The database, when it is there.
+    pub(super) fn up(&self) -> Option<Arc<Pools>> {
+        self.pools.borrow().clone()
+    }
+
+    /// Each coming and going.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Arc<Pools>>> {
+        self.pools.clone()
+    }
+
+    /// Somebody found it away: it is looked at, at once.
+    pub(super) fn report_trouble(&self) {
+        self.trouble.notify_one();
+    }
+
+    /// Connects, waiting at most `patience`, and goes on for ever: an absent server is no error. A database that can never
+    /// be used is.
+    pub(super) async fn start(
+        options: Options,
+        patience: Duration,
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<Self, OpenError> {
+        let lock = lock(&options.place)?;
+        let (sender, pools) = watch::channel(None);
+        let trouble = Arc::new(Notify::new());
+        let first = timeout(patience, connect(&options)).await;
+        match first {
+            Ok(Ok(pools)) => {
+                sender.send_replace(Some(Arc::new(pools)));
+            }
+            Ok(Err(error)) if error.is_final(&options.place) => return Err(error),
+            Ok(Err(error)) => away(&error),
+            Err(_) => tracing::warn!("the database does not answer; it is tried on"),
+        }
+        let link = Self { pools, trouble };
+        let supervised = supervise(options, sender, link.trouble.clone());
+        tasks.spawn(async move {
+            let _ = stop.run_until_cancelled(supervised).await;
+            drop(lock);
+        });
+        Ok(link)
+    }
+}
+
+impl OpenError {
+    /// Whether waiting cannot help.
+    fn is_final(&self, place: &Place) -> bool {
+        match self {
+            Self::Newer(_) | Self::Behind | Self::Folder(..) | Self::InUse(_) | Self::File(..) => {
+                true
+            }
+            Self::Database(_) | Self::Migration(_) => matches!(place, Place::File(_)),
+        }
+    }
+}
+
+fn away(error: &OpenError) {
+    let error: &dyn std::error::Error = error;
+    let cause = std::iter::successors(error.source(), |cause| cause.source()).last();
+    tracing::warn!(%error, cause = cause.map(tracing::field::display), "no database; it is tried on");
+}
+
+/// Keeps a connection: a new pool after each trouble, so that nothing of a dead one is left.
+async fn supervise(
+    options: Options,
+    sender: watch::Sender<Option<Arc<Pools>>>,
+    trouble: Arc<Notify>,
+) {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let current = sender.borrow().clone();
+        if let Some(pools) = current {
+            backoff = FIRST_BACKOFF;
+            let _ = timeout(HEARTBEAT, trouble.notified()).await;
+            if !pools.answers().await {
+                tracing::warn!("the database is away");
+                sender.send_replace(None);
+                tokio::spawn(pools.close());
+            }
+            continue;
+        }
+        match timeout(PATIENCE, connect(&options)).await {
+            Ok(Ok(pools)) => {
+                tracing::info!("the database is back");
+                sender.send_replace(Some(Arc::new(pools)));
+                continue;
+            }
+            Ok(Err(error)) => away(&error),
+            Err(_) => {}
+        }
+        tokio::time::sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+    }
+}
+
+impl Pools {
+    async fn answers(&self) -> bool {
+        let ping = async { self.write.ping().await.is_ok() && self.read.ping().await.is_ok() };
+        timeout(PING_TIMEOUT, ping).await.unwrap_or(false)
+    }
+
+    pub(super) async fn close(self: Arc<Self>) {
+        let _ = timeout(PATIENCE, self.read.close_by_ref()).await;
+        let _ = timeout(PATIENCE, self.write.close_by_ref()).await;
+    }
+}
+
+/// A second process on the same file would be a second writer, which nothing here reckons with.
+fn lock(place: &Place) -> Result<Option<File>, OpenError> {
+    let Place::File(path) = place else {
+        return Ok(None);
+    };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|error| OpenError::Folder(folder.to_owned(), error))?;
+    let lock_path = path.with_extension("lock");
+    let lock =
+        File::create(&lock_path).map_err(|error| OpenError::File(lock_path.clone(), error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.clone())),
+        Err(TryLockError::Error(error)) => Err(OpenError::File(lock_path, error)),
+    }
+}
+
+async fn connect(options: &Options) -> Result<Pools, OpenError> {
+    let pools = open(options).await.map_err(OpenError::Database)?;
+    let status = migrations::status(&pools.write).await;
+    let status = status.map_err(OpenError::Migration)?;
+    if !status.unknown.is_empty() {
+        return Err(OpenError::Newer(status.unknown.join(", ")));
+    }
+    if !status.pending().is_empty() {
+        if !options.migrate {
+            return Err(OpenError::Behind);
+        }
+        let applied = migrations::up(&pools.write).await;
+        let applied = applied.map_err(OpenError::Migration)?;
+        tracing::info!(?applied, "brought the database's schema up to date");
+    }
+    Ok(pools)
+}
+
+/// Opens the database as it is, whatever its schema, for a process that does nothing else.
+pub(super) async fn open_alone(options: &Options) -> Result<(Pools, Option<File>), OpenError> {
+    let lock = lock(&options.place)?;
+    let pools = open(options).await.map_err(OpenError::Database)?;
+    Ok((pools, lock))
+}
+
+async fn open(options: &Options) -> Result<Pools, DbErr> {
+    match &options.place {
+        Place::File(path) => open_file(path).await,
+        Place::Server(url) => open_server(url.expose_secret(), options.max_connections).await,
+    }
+}
+
+async fn open_file(path: &Path) -> Result<Pools, DbErr> {
+    let url = format!("sqlite:{}", path.display());
+    let mut options = ConnectOptions::new(url);
+    common(&mut options);
+    let file = path.to_owned();
+    options.map_sqlx_sqlite_opts(move |options| {
+        options
+            // Not from the URL: there a `?` or `%` in the path would mean something.
+            .filename(&file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A commit survives a loss of power too: a dead letter is acked after it.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(SQLITE_BUSY_TIMEOUT)
+    });
+    let mut writer = options.clone();
+    writer.max_connections(1);
+    // The writer first: it makes the file.
+    let write = Database::connect(writer).await?;
+    options.max_connections(4);
+    let read = Database::connect(options).await?;
+    Ok(Pools {
+        read,
+        write,
+        backend: DbBackend::Sqlite,
+    })
+}
+
+async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
+    let mut options = ConnectOptions::new(url);
+    common(&mut options);
+    options
+        .max_connections(max_connections)
+        .idle_timeout(Duration::from_secs(60));
+    let pool = Database::connect(options).await?;
+    Ok(Pools {
+        backend: pool.get_database_backend(),
+        read: pool.clone(),
+        write: pool,
+    })
+}
+
+fn common(options: &mut ConnectOptions) {
+    options
+        .min_connections(1)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // Statements hold what clients sent.
+        .sqlx_logging(false);
+}
+
+/// The database's clock, on the connection that is used.
+pub(super) async fn now(db: &impl ConnectionTrait) -> Result<crate::failure::Time, DbErr> {
+    use chrono::SubsecRound;
+    let backend = db.get_database_backend();
+    let question = match backend {
+        DbBackend::Postgres => "SELECT clock_timestamp() AS now",
+        DbBackend::MySql => "SELECT UTC_TIMESTAMP(6) AS now",
+        // The file is on this machine, and no other process uses it: its clock is ours.
+        _ => return Ok(chrono::Utc::now().trunc_subsecs(6)),
+    };
+    let row = db
+        .query_one_raw(Statement::from_string(backend, question))
+        .await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("now".to_owned()))?;
+    row.try_get("", "now")
+}

@@ -1,0 +1,8 @@
+//! The tables, as sea-orm sees them. `migrations/` makes them and says what each column means.
+
+pub mod attempt;
+pub mod dead_letter_queue;
+pub mod deletion;
+pub mod failed_message;
+pub mod group;
+pub mod retry_operation;

@@ -1,0 +1,100 @@
+//! Which failed messages are meant.
+
+use sea_orm::{
+    ColumnTrait, Condition, DbBackend, ExprTrait,
+    sea_query::{Expr, Func, SimpleExpr},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{entity::failed_message::Column, row};
+use crate::failure::{Reason, Status, Time};
+
+/// Conditions that must all hold; what is empty is no condition.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Filter {
+    pub queue: Option<String>,
+    pub exchange: Option<String>,
+    pub routing_key: Option<String>,
+    pub statuses: Vec<Status>,
+    pub reasons: Vec<Reason>,
+    /// Part of the error's type or message; case matters.
+    pub error_text: Option<String>,
+    /// From this moment on.
+    pub failed_after: Option<Time>,
+    /// Before this moment.
+    pub failed_before: Option<Time>,
+    pub fingerprint: Option<String>,
+    pub message_id: Option<String>,
+    pub operation_id: Option<Uuid>,
+}
+
+impl Filter {
+    /// Whether it lets everything through.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether conditions are left that no index serves.
+    pub(super) fn scans(&self) -> bool {
+        let unindexed = [&self.exchange, &self.routing_key, &self.error_text];
+        unindexed.iter().any(|text| text.is_some()) || !self.reasons.is_empty()
+    }
+
+    /// What indexes serve, but the status.
+    pub(super) fn indexed(&self) -> Condition {
+        let equal = |column: Column, text: &Option<String>| {
+            text.as_ref().map(|text| column.eq(row::storable(text)))
+        };
+        let operation = self.operation_id.map(|id| id.to_string());
+        Condition::all()
+            .add_option(equal(Column::Queue, &self.queue))
+            .add_option(equal(Column::Fingerprint, &self.fingerprint))
+            .add_option(equal(Column::MessageId, &self.message_id))
+            .add_option(operation.map(|id| Column::OperationId.eq(id)))
+            .add_option(self.failed_after.map(|at| Column::FailedAt.gte(at)))
+            .add_option(self.failed_before.map(|at| Column::FailedAt.lt(at)))
+    }
+
+    /// The status.
+    pub(super) fn status(&self) -> Condition {
+        let statuses = self.statuses.iter().map(|status| row::text(*status));
+        Condition::all()
+            .add_option((!self.statuses.is_empty()).then(|| Column::Status.is_in(statuses)))
+    }
+
+    /// The rest.
+    pub(super) fn scanned(&self, backend: DbBackend) -> Condition {
+        let equal = |column: Column, text: &Option<String>| {
+            text.as_ref().map(|text| column.eq(row::storable(text)))
+        };
+        let reasons = self.reasons.iter().map(ToString::to_string);
+        let texts = self.error_text.as_ref().map(|text| {
+            Condition::any()
+                .add(contains(Column::ErrorType, text, backend))
+                .add(contains(Column::ErrorMessage, text, backend))
+        });
+        Condition::all()
+            .add_option(equal(Column::Exchange, &self.exchange))
+            .add_option(equal(Column::RoutingKey, &self.routing_key))
+            .add_option((!self.reasons.is_empty()).then(|| Column::Reason.is_in(reasons)))
+            .add_option(texts)
+    }
+
+    /// All of it.
+    pub(super) fn condition(&self, backend: DbBackend) -> Condition {
+        self.indexed().add(self.status()).add(self.scanned(backend))
+    }
+}
+
+/// Whether a column holds a text, byte for byte; LIKE would read `%` and `_` in it, and ignore case on some engines.
+fn contains(column: Column, text: &str, backend: DbBackend) -> SimpleExpr {
+    let function = match backend {
+        DbBackend::Postgres => "STRPOS",
+        _ => "INSTR",
+    };
+    let found = Func::cust(function)
+        .arg(Expr::col(column))
+        .arg(row::storable(text));
+    Expr::expr(found).gt(0)
+}

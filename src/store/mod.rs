@@ -1,0 +1,168 @@
+//! The database: failed messages, what was done about them, and the message log. SQLite, MySQL/MariaDB or PostgreSQL over
+//! sea-orm, which only this module and `migrations/` know.
+//!
+//! Each method of [`Store`] is one transaction. The database's clock is the only one: it is read in the transaction.
+//! A database that is away is [`Error::Down`], at the latest after some seconds; the store comes back by itself.
+
+mod collect;
+mod command;
+mod connection;
+mod entity;
+mod error;
+mod filter;
+mod operation;
+mod properties;
+mod query;
+mod queues;
+mod retry;
+mod row;
+mod schema;
+mod work;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::{
+    collect::Collected,
+    connection::{OpenError, Options, Place},
+    error::Error,
+    filter::Filter,
+    operation::{Operation, OperationState, Step},
+    query::{Change, Changes, Cursor, Group, Page, QueueCounts, Stats},
+    retry::{Claimed, Reaped, Sent},
+    schema::{SchemaStatus, migrate, schema_status},
+};
+use self::{
+    connection::{Link, PATIENCE, Pools},
+    work::Work,
+};
+
+/// How often a transaction is tried when others are in its way.
+const TRIES: u32 = 8;
+/// The longest pause between two tries, of the first one.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The database.
+#[derive(Clone)]
+pub struct Store {
+    link: Link,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Store {
+    /// Opens the database, waiting at most `patience` for a server; after that it is tried on. What waiting cannot mend is
+    /// an error.
+    pub async fn open(options: Options, patience: Duration) -> Result<Self, OpenError> {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let link = Link::start(options, patience, stop.clone(), &tasks).await?;
+        Ok(Self { link, stop, tasks })
+    }
+
+    /// Whether the database is there.
+    pub fn is_up(&self) -> bool {
+        self.link.up().is_some()
+    }
+
+    /// Completes with each coming and going; `false` when the store is closed.
+    pub fn watch(&self) -> Presence {
+        Presence(self.link.watch())
+    }
+
+    /// Closes all connections. Transactions under way are finished or rolled back.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Some(pools) = self.link.up() {
+            pools.close().await;
+        }
+    }
+
+    fn pools(&self) -> Result<Arc<Pools>, Error> {
+        self.link.up().ok_or(Error::Down)
+    }
+
+    /// Asks one question, outside of a transaction.
+    async fn read<T>(
+        &self,
+        question: impl AsyncFnOnce(&Pools) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let pools = self.pools()?;
+        let answer = timeout(PATIENCE, question(&pools)).await;
+        self.judge(answer.unwrap_or(Err(Error::Down)))
+    }
+
+    /// Reports a database that is away to whoever keeps the connections.
+    fn judge<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        match &answer {
+            Err(Error::Down) => self.link.report_trouble(),
+            Err(error @ (Error::Refused(_) | Error::Damaged { .. })) => {
+                let error: &dyn std::error::Error = error;
+                tracing::error!(error, "a question to the database failed");
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
+/// The coming and going of the database.
+#[derive(Clone)]
+pub struct Presence(watch::Receiver<Option<Arc<Pools>>>);
+
+impl Presence {
+    /// Whether it is there.
+    pub fn is_up(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
+    /// Waits for a coming or going. `false`: the store is closed.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+
+    /// Waits until it is there. `false`: the store is closed.
+    pub async fn up(&mut self) -> bool {
+        self.0.wait_for(Option::is_some).await.is_ok()
+    }
+}
+
+/// Runs a transaction, again when another one was in its way. The block sees it as `&mut Work`; it is committed when the block
+/// is done, and rolled back when it fails.
+///
+/// A macro because a closure that borrows from its surroundings cannot yet return a future that is known to be `Send`.
+macro_rules! transaction {
+    ($store:expr, |$work:ident| $body:block) => {{
+        let store: &$crate::store::Store = $store;
+        let mut tries = 0;
+        loop {
+            let attempt = async {
+                let pools = store.pools()?;
+                let mut work = $crate::store::Work::begin(&pools).await?;
+                let done = {
+                    let $work = &mut work;
+                    $body
+                };
+                work.commit().await?;
+                Ok(done)
+            };
+            let done = tokio::time::timeout($crate::store::PATIENCE, attempt).await;
+            match done.unwrap_or(Err($crate::store::Error::Down)) {
+                Err($crate::store::Error::Busy) if tries < $crate::store::TRIES => {
+                    tries += 1;
+                    $crate::store::pause(tries).await;
+                }
+                done => break store.judge(done),
+            }
+        }
+    }};
+}
+use transaction;
+
+async fn pause(tries: u32) {
+    let longest = FIRST_PAUSE * 2_u32.saturating_pow(tries - 1);
+    tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+}

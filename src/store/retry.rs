@@ -1,0 +1,281 @@
+//! Retries: claiming what is due, saying what became of it, and returning what its owner left behind.
+
+use std::time::Duration;
+
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select,
+};
+use uuid::Uuid;
+
+use super::{
+    Error, Store,
+    collect::micros,
+    entity::{deletion, failed_message, group},
+    row, transaction,
+    work::Work,
+};
+use crate::failure::{FailedMessage, Outcome, Reason, Status, machine::By};
+
+/// A row that this replica may publish.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    pub token: Uuid,
+    /// As it is now: RETRYING, with the number of the attempt.
+    pub message: FailedMessage,
+}
+
+/// What became of the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The broker has it. It counts as done when it does not die within this time.
+    Confirmed { quiet_period: Duration },
+    /// It was not sent, or nobody knows; due again after this time, or when it was due before.
+    NotSent { again_after: Option<Duration> },
+    /// No queue takes it.
+    Returned,
+}
+
+/// What [`Store::reap`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reaped {
+    /// Retries whose replica did not say what became of them.
+    pub lapsed: usize,
+    /// Retries that did not die within the quiet period.
+    pub assumed: usize,
+}
+
+/// Rows that one transaction of the reaper takes.
+const REAP: u64 = 100;
+/// How long watchers on all replicas have to learn of a deletion.
+const DELETIONS_KEPT: Duration = Duration::from_secs(60 * 60);
+
+impl Store {
+    /// Queues that have rows waiting for a retry, due or not.
+    pub async fn waiting_queues(&self) -> Result<Vec<String>, Error> {
+        self.read(async |pools| {
+            let queues = group::Entity::find()
+                .select_only()
+                .column(group::Column::Queue)
+                .distinct()
+                .filter(group::Column::Pending.gt(0));
+            Ok(queues.into_tuple().all(&pools.read).await?)
+        })
+        .await
+    }
+
+    /// Takes up to `limit` due rows of a queue, those first that are due the longest. No two replicas get the same row.
+    /// `asked`: those that a person asked for, else those of the schedule.
+    pub async fn claim(
+        &self,
+        queue: &str,
+        asked: bool,
+        limit: u64,
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        transaction!(self, |work| {
+            use failed_message::Column;
+            let due = failed_message::Entity::find()
+                .filter(Column::Status.eq(row::text(Status::Pending)))
+                .filter(Column::Queue.eq(queue))
+                .filter(Column::Manual.eq(asked))
+                .filter(Column::NextRetryAt.lte(work.now))
+                .order_by_asc(Column::NextRetryAt)
+                .limit(limit);
+            let rows = work.skipping(due).all(&work.tx).await?;
+            let by = if asked { By::Asked } else { By::Schedule };
+            let mut claimed = Vec::with_capacity(rows.len());
+            for row in rows {
+                match take(work, row, by, lease).await {
+                    // Due by its columns and yet not to be retried: its state says why.
+                    Err(Error::Conflict(_)) => {}
+                    taken => claimed.push(taken?),
+                }
+            }
+            claimed
+        })
+    }
+
+    /// Takes one row for a person's retry. [`Error::Conflict`] when its state forbids it; of many at once one wins.
+    pub async fn claim_one(&self, id: Uuid, lease: Duration) -> Result<Claimed, Error> {
+        transaction!(self, |work| {
+            let row = work.row(id).await?;
+            take(work, row, By::Person, lease).await?
+        })
+    }
+
+    /// Prolongs leases that are still held.
+    pub async fn renew(&self, tokens: &[Uuid], lease: Duration) -> Result<(), Error> {
+        transaction!(self, |work| {
+            use failed_message::Column;
+            use sea_orm::sea_query::Expr;
+            let until = work.now + micros(lease);
+            let tokens = tokens.iter().map(Uuid::to_string);
+            failed_message::Entity::update_many()
+                .filter(Column::LeaseToken.is_in(tokens))
+                .filter(Column::Status.eq(row::text(Status::Retrying)))
+                .col_expr(Column::LeaseUntil, Expr::val(until))
+                .exec(&work.tx)
+                .await?;
+        })
+    }
+
+    /// Says what became of a claimed row's copy, and answers the row as it is now. Nothing changes when the lease is no longer
+    /// held: the retry has ended meanwhile, or another replica has it.
+    pub async fn sent(&self, id: Uuid, token: Uuid, sent: Sent) -> Result<FailedMessage, Error> {
+        transaction!(self, |work| {
+            let row = work.row(id).await?;
+            let mut state = row.state()?;
+            let number = state.attempt;
+            let held = match sent {
+                Sent::Confirmed { quiet_period } => {
+                    state.sent(token, work.now + micros(quiet_period))
+                }
+                Sent::NotSent { again_after } => {
+                    let again = again_after.map(|after| work.now + micros(after));
+                    state.not_sent(token, again)
+                }
+                Sent::Returned => state.returned(token),
+            };
+            if held {
+                work.save(&row, &state, |columns| {
+                    if sent == Sent::Returned {
+                        columns.reason = Set(Reason::Returned.to_string());
+                    }
+                })
+                .await?;
+                if !matches!(sent, Sent::Confirmed { .. }) {
+                    work.attempt_undone(&row.id, number).await?;
+                }
+            }
+            work.row(id).await?.read()?
+        })
+    }
+
+    /// An edited copy of a claimed row is confirmed: the row is done.
+    pub async fn replaced(
+        &self,
+        id: Uuid,
+        token: Uuid,
+        comment: &str,
+    ) -> Result<FailedMessage, Error> {
+        transaction!(self, |work| {
+            let row = work.row(id).await?;
+            let mut state = row.state()?;
+            let number = state.attempt;
+            if state.replaced(token, work.now) {
+                work.save(&row, &state, |columns| {
+                    columns.comment = Set(Some(row::storable(comment)));
+                })
+                .await?;
+                work.attempt_undone(&row.id, number).await?;
+            }
+            work.row(id).await?.read()?
+        })
+    }
+
+    /// Consumers acked these attempts of these rows; `true`: by dropping the message.
+    pub async fn acked(&self, acks: &[(Uuid, u32, bool)]) -> Result<(), Error> {
+        transaction!(self, |work| {
+            // In the order of ids, so that two transactions wait for each other only one way.
+            let mut acks = acks.to_vec();
+            acks.sort_unstable();
+            for (id, attempt, dropped) in acks {
+                let row = match work.row(id).await {
+                    Err(Error::NotFound) => continue,
+                    row => row?,
+                };
+                let mut state = row.state()?;
+                if !state.acked(attempt, work.now) {
+                    continue;
+                }
+                work.save(&row, &state, |columns| {
+                    if dropped {
+                        columns.comment = Set(Some("discarded by the consumer".to_owned()));
+                    }
+                })
+                .await?;
+                let outcome = if dropped {
+                    Outcome::Discarded
+                } else {
+                    Outcome::Acked
+                };
+                work.attempt_ends(&row.id, attempt, outcome, None).await?;
+            }
+        })
+    }
+
+    /// Returns rows whose lease is over, and resolves those whose quiet period is.
+    pub async fn reap(&self) -> Result<Reaped, Error> {
+        use failed_message::Column;
+        let mut reaped = Reaped::default();
+        reaped.lapsed = transaction!(self, |work| {
+            let lapsed = retrying()
+                .filter(Column::LeaseUntil.lte(work.now))
+                .order_by_asc(Column::LeaseUntil);
+            let rows = work.skipping(lapsed).all(&work.tx).await?;
+            for row in &rows {
+                let mut state = row.state()?;
+                let number = state.attempt;
+                if state.lapse(work.now) {
+                    work.save(row, &state, |_| {}).await?;
+                    work.attempt_undone(&row.id, number).await?;
+                    tracing::warn!(
+                        id = row.id,
+                        queue = row.queue,
+                        "a retry's lease is over; it will be retried again"
+                    );
+                }
+            }
+            rows.len()
+        })?;
+        reaped.assumed = transaction!(self, |work| {
+            let quiet = retrying()
+                .filter(Column::AssumeAt.lte(work.now))
+                .order_by_asc(Column::AssumeAt);
+            let rows = work.skipping(quiet).all(&work.tx).await?;
+            for row in &rows {
+                let mut state = row.state()?;
+                if state.assume(work.now) {
+                    work.save(row, &state, |_| {}).await?;
+                    work.attempt_ends(&row.id, state.attempt, Outcome::Assumed, None)
+                        .await?;
+                }
+            }
+            rows.len()
+        })?;
+        Ok(reaped)
+    }
+
+    /// Forgets deletions that all watchers have seen.
+    pub async fn forget_deletions(&self) -> Result<(), Error> {
+        transaction!(self, |work| {
+            deletion::Entity::delete_many()
+                .filter(deletion::Column::DeletedAt.lt(work.now - micros(DELETIONS_KEPT)))
+                .exec(&work.tx)
+                .await?;
+        })
+    }
+}
+
+fn retrying() -> Select<failed_message::Entity> {
+    failed_message::Entity::find()
+        .filter(failed_message::Column::Status.eq(row::text(Status::Retrying)))
+        .limit(REAP)
+}
+
+/// Takes a row that is locked.
+async fn take(
+    work: &mut Work,
+    row: failed_message::Model,
+    by: By,
+    lease: Duration,
+) -> Result<Claimed, Error> {
+    let mut state = row.state()?;
+    let token = Uuid::new_v4();
+    state.claim(by, token, work.now, work.now + micros(lease))?;
+    work.save(&row, &state, |_| {}).await?;
+    work.attempt_begins(&row.id, &state).await?;
+    let mut message = row.read()?;
+    message.state = state;
+    Ok(Claimed { token, message })
+}

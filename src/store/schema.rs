@@ -1,0 +1,43 @@
+//! The schema's version, for `courtier migrate`.
+
+use super::{OpenError, Options, connection};
+use courtier_migrations as migrations;
+
+/// Which steps the schema has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaStatus {
+    pub applied: Vec<String>,
+    pub pending: Vec<String>,
+    /// Steps that this version does not know: the schema is newer.
+    pub unknown: Vec<String>,
+}
+
+/// Looks, and changes nothing.
+pub async fn schema_status(options: &Options) -> Result<SchemaStatus, OpenError> {
+    let (pools, _lock) = connection::open_alone(options).await?;
+    let status = migrations::status(&pools.write).await;
+    let status = status.map_err(OpenError::Migration)?;
+    let steps = |applied: bool| {
+        let known = status
+            .known
+            .iter()
+            .filter(move |step| step.applied == applied);
+        known.map(|step| step.name.clone()).collect()
+    };
+    Ok(SchemaStatus {
+        applied: steps(true),
+        pending: steps(false),
+        unknown: status.unknown.clone(),
+    })
+}
+
+/// Brings the schema up to date; the steps that were missing.
+pub async fn migrate(options: &Options) -> Result<Vec<String>, OpenError> {
+    let (pools, _lock) = connection::open_alone(options).await?;
+    migrations::up(&pools.write)
+        .await
+        .map_err(|error| match error {
+            migrations::Error::Newer(steps) => OpenError::Newer(steps.join(", ")),
+            error => OpenError::Migration(error),
+        })
+}
