@@ -52,13 +52,14 @@ port_in_use() {
     grep -qF "$hex" /proc/net/tcp /proc/net/tcp6 2>/dev/null
 }
 
+# free_port NAME: into the variable of that name. Bash 5.2 cannot run a trap while it reads a `$(...)`.
 # Below the range from which the kernel gives ports to clients, so that nobody gets ours while the server is down.
 free_port() {
-    local port tries
+    local candidate tries
     for ((tries = 0; tries < 1000; tries++)); do
-        port=$((15000 + (RANDOM * 32768 + RANDOM) % 14000))
-        if ! port_in_use "$port"; then
-            echo "$port"
+        candidate=$((15000 + (RANDOM * 32768 + RANDOM) % 14000))
+        if ! port_in_use "$candidate"; then
+            printf -v "$1" %s "$candidate"
             return
         fi
     done
