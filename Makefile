@@ -7,7 +7,7 @@ help: ## show this list
 run: ## build and start the gateway; without RABBITMQ_HOST or RABBITMQ_URL on its embedded broker
 	TOPOLOGY_FILE="$${TOPOLOGY_FILE-examples/topology.toml}" cargo run --locked -- serve
 
-test: ## run every test, against a RabbitMQ of its own (installs it when missing)
+test: ## run every test, against servers of its own (installs them when missing)
 	scripts/test
 
 attribution: ## publish a million messages and check that each got its own outcome
