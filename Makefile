@@ -20,4 +20,4 @@ lint: ## formatting, clippy, the API's style, dependencies, scripts
 	scripts/lint
 
 fmt: ## format the Rust code
-	cargo fmt
+	cargo fmt --all
