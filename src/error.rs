@@ -6,10 +6,12 @@ use std::time::Duration;
 use crate::{
     broker::{self, Fate, InDoubt, NotSent},
     gateway::{
+        failed,
         publish::Outcome,
         subscribe::{End, Refused},
         validate::Invalid,
     },
+    store,
 };
 
 /// The standard codes of gRPC (<https://grpc.io/docs/guides/status-codes/>), as far as they are used.
@@ -22,6 +24,7 @@ pub enum Code {
     ResourceExhausted,
     Unavailable,
     DeadlineExceeded,
+    Internal,
 }
 
 /// Why, for programs: `google.rpc.ErrorInfo.reason`. Fixed names; clients switch on them.
@@ -48,6 +51,13 @@ pub enum Reason {
     Forbidden,
     GatewayStopping,
     DeadlineExceeded,
+    FailedMessageNotFound,
+    OperationNotFound,
+    StateConflict,
+    Returned,
+    InvalidPageToken,
+    DatabaseDown,
+    DatabaseRefused,
 }
 
 /// A failure, as a caller is told.
@@ -248,6 +258,68 @@ impl From<Invalid> for Failure {
         let mut failure = Self::new(code, reason, message);
         failure.violation = field.map(|field| (field.to_owned(), failure.message.clone()));
         failure
+    }
+}
+
+impl From<failed::Error> for Failure {
+    fn from(error: failed::Error) -> Self {
+        use failed::Error;
+        match error {
+            Error::NotFound => Self::new(
+                Code::NotFound,
+                Reason::FailedMessageNotFound,
+                "there is no failed message with this id",
+            ),
+            Error::NoOperation => Self::new(
+                Code::NotFound,
+                Reason::OperationNotFound,
+                "there is no operation with this id",
+            ),
+            Error::Conflict(status) => {
+                let now = status.to_string().to_uppercase();
+                let message = format!("the failed message is {now}, which does not allow this");
+                Self::new(Code::FailedPrecondition, Reason::StateConflict, message)
+            }
+            Error::PageToken => Self::new(
+                Code::InvalidArgument,
+                Reason::InvalidPageToken,
+                "the page token is not one of this list: leave it out to begin anew, and keep the filter from page to page",
+            ),
+            Error::Invalid(invalid) => Self::from(invalid),
+            Error::NotSent(Fate::Unroutable) => Self::new(
+                Code::FailedPrecondition,
+                Reason::Returned,
+                "the queue where it failed is gone; the failed message is FAILED and kept",
+            ),
+            Error::NotSent(fate) => {
+                let failure = Self::of_publish(fate.into());
+                failure.unwrap_or_else(|| Self::broker_down("the copy is not confirmed"))
+            }
+            Error::Store(error) => Self::from(error),
+        }
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        use store::Error;
+        match error {
+            Error::Down | Error::Busy => Self::new(
+                Code::Unavailable,
+                Reason::DatabaseDown,
+                "the database cannot be reached or does not answer; nothing is lost meanwhile: failed messages wait in their dead-letter queues",
+            )
+            .retry(LATER),
+            Error::NotFound => Self::from(failed::Error::NotFound),
+            Error::Conflict(status) => Self::from(failed::Error::Conflict(status)),
+            Error::PageToken => Self::from(failed::Error::PageToken),
+            // Logged where it arose; its words may name the database's inside.
+            Error::Refused(_) | Error::Damaged { .. } => Self::new(
+                Code::Internal,
+                Reason::DatabaseRefused,
+                "the database did not do what it was asked; the gateway's log says why",
+            ),
+        }
     }
 }
 

@@ -10,16 +10,20 @@ use axum::{
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::broker::{LinkState, Links};
+use crate::{
+    broker::{LinkState, Links},
+    store::Presence,
+};
 
 #[derive(Clone)]
 struct Probes {
     service: String,
     links: watch::Receiver<Links>,
+    database: Presence,
 }
 
 /// The routes. `service` is the name that `/api/health` answers.
-pub fn routes(service: &str, links: watch::Receiver<Links>) -> Router {
+pub fn routes(service: &str, links: watch::Receiver<Links>, database: Presence) -> Router {
     Router::new()
         .route("/api/health", get(health))
         .route("/livez", get(health))
@@ -28,6 +32,7 @@ pub fn routes(service: &str, links: watch::Receiver<Links>) -> Router {
         .with_state(Probes {
             service: service.to_owned(),
             links,
+            database,
         })
 }
 
@@ -59,6 +64,8 @@ async fn ready(State(probes): State<Probes>) -> Response {
         "status": if ready { "ready" } else { "not ready" },
         "service": probes.service,
         "broker": {"publish": state(links.publish), "consume": state(links.consume)},
+        // Publishing and subscribing do without it.
+        "database": if probes.database.is_up() { "up" } else { "down" },
     });
     let status = if ready {
         StatusCode::OK

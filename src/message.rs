@@ -29,6 +29,10 @@ pub mod header {
     pub const EXCHANGE: &str = "x-courtier-exchange";
     /// On a dead-letter copy: the routing key that it was first published with.
     pub const ROUTING_KEY: &str = "x-courtier-routing-key";
+    /// On a dead-letter copy that no consumer asked for: why it was made, such as `delivery_limit`.
+    pub const REASON: &str = "x-courtier-reason";
+    /// On an edited copy of a failed message: that failed message.
+    pub const EDITED_ID: &str = "x-courtier-edited-id";
     /// On a dead-letter copy: the error's class.
     pub const ERROR_TYPE: &str = "x-courtier-error-type";
     /// On a dead-letter copy: the error's text.

@@ -15,13 +15,17 @@ use tracing::{info, warn};
 use crate::{
     broker::{Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq},
     config::{App, Config, Http, TopologyFile},
-    gateway::{Gateway, Limits},
+    failure::schedule::Policy,
+    gateway::{Gateway, Limits, failed::FailedMessages},
     grpc::{self, Health, deadline::DeadlineLayer},
     http as rest,
+    store::{OpenError, Store},
 };
 
 /// How long the broker may take to answer before the port opens without it.
 const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the database may take to answer before the port opens without it.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a topology that could not be declared is tried again.
 const DECLARE_AGAIN: Duration = Duration::from_secs(2);
 /// How long connections may take to end after the last stream did.
@@ -36,6 +40,8 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 pub enum ServeError {
     #[error("RABBITMQ_URL: {0}")]
     Broker(#[from] crate::broker::rabbitmq::BadUrl),
+    #[error("the database")]
+    Database(#[from] OpenError),
     #[error("the API's description does not load")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("CORS_ORIGINS: {0:?} is not an origin")]
@@ -53,19 +59,37 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    // First, because it may be unusable for good: then nothing else is begun.
+    let store = Store::open(config.database.clone(), DATABASE_PATIENCE).await?;
     let broker = connect(&config).await?;
+    let mut managed = Vec::new();
     if let Some(file) = config.topology {
+        managed = file.topology.dead_lettered();
         declare(broker.clone(), file).await;
     }
-    run(
+    let backends = Backends {
         broker,
+        store,
+        managed,
+    };
+    run(
+        backends,
         &config.app,
         &config.http,
         config.limits,
+        config.retries,
         listener,
         shutdown,
     )
     .await
+}
+
+/// What the gateway stands on.
+pub struct Backends {
+    pub broker: Arc<dyn Broker>,
+    pub store: Store,
+    /// Queues whose dead letters are collected from the start.
+    pub managed: Vec<String>,
 }
 
 /// The one place that chooses the broker.
@@ -129,22 +153,31 @@ async fn declared(broker: &dyn Broker, file: &TopologyFile) -> bool {
     }
 }
 
-/// Serves over a broker that is there. See [`serve`].
+/// Serves over a broker and a database that are there. See [`serve`].
 pub async fn run(
-    broker: Arc<dyn Broker>,
+    backends: Backends,
     app: &App,
     http: &Http,
     limits: Limits,
+    retries: Policy,
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let stopping = CancellationToken::new();
     let grace = limits.shutdown_grace;
-    let gateway = Gateway::new(broker.clone(), limits, stopping.clone());
+    let Backends {
+        broker,
+        store,
+        managed,
+    } = backends;
+    let (failed, background) =
+        FailedMessages::start(broker.clone(), store.clone(), Arc::new(retries), managed);
+    let gateway = Gateway::new(broker.clone(), failed, limits, stopping.clone());
     let health = Health::starting().await;
     let following = tokio::spawn(follow(health.clone(), broker.clone()));
+    let following_store = tokio::spawn(follow_store(health.clone(), store.clone()));
 
-    let rest = rest::routes(&app.name, broker.links());
+    let rest = rest::routes(&app.name, broker.links(), store.watch());
     let routes = grpc::routes(Routes::from(rest), &gateway, &health)?;
     let ended = CancellationToken::new();
     let serving = Server::builder()
@@ -170,18 +203,35 @@ pub async fn run(
     }
     info!("stopping: subscribers have {grace:?} to settle");
     following.abort();
+    following_store.abort();
     health.stopping().await;
     stopping.cancel();
     ended.cancel();
     gateway.tasks.close();
+    let _ = timeout(LAST_WORDS, background.stop()).await;
     let settled = timeout(grace + LAST_WORDS, gateway.tasks.wait()).await;
     health.stopped().await;
     let closed = timeout(LAST_WORDS, &mut serving).await;
     serving.abort();
     broker.close().await;
+    drop(gateway);
+    // What consumers acked last.
+    let _ = timeout(LAST_WORDS, background.flushed()).await;
+    store.close().await;
     match (settled, closed) {
         (Ok(()), Ok(_)) => Ok(()),
         _ => Err(ServeError::Cut),
+    }
+}
+
+/// Health follows the database.
+async fn follow_store(health: Health, store: Store) {
+    let mut presence = store.watch();
+    loop {
+        health.report_database(presence.is_up()).await;
+        if !presence.changed().await {
+            return;
+        }
     }
 }
 

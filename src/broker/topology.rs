@@ -224,6 +224,15 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Queues whose dead letters go to a dead-letter queue of this topology.
+    pub fn dead_lettered(&self) -> Vec<String> {
+        let with = self
+            .queues
+            .iter()
+            .filter(|queue| queue.dead_letter.is_some());
+        with.map(|queue| queue.name.clone()).collect()
+    }
+
     fn add_queue(&mut self, queue: FileQueue, defaults: &QueueDefaults) -> Result<(), BadTopology> {
         let bad = |problem: &str| BadTopology::Entry {
             what: Entity::Queue,

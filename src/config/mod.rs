@@ -6,6 +6,7 @@ pub mod reader;
 pub mod settings;
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -19,8 +20,17 @@ use crate::{
         rabbitmq,
         topology::{QueueDefaults, Topology},
     },
+    failure::schedule::{Policy, Schedule},
     gateway::Limits,
+    store::{self, Place},
 };
+
+/// How often due retries are looked for.
+const RETRY_POLL: Duration = Duration::from_millis(500);
+/// How long a replica may take to publish a retry that it claimed.
+const RETRY_LEASE: Duration = Duration::from_secs(60);
+/// The longest pause after a retry could not be sent.
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// All of it.
 #[derive(Debug)]
@@ -30,6 +40,8 @@ pub struct Config {
     pub rabbitmq: Option<rabbitmq::Options>,
     pub topology: Option<TopologyFile>,
     pub limits: Limits,
+    pub retries: Policy,
+    pub database: store::Options,
     pub http: Http,
     pub log: Log,
 }
@@ -77,8 +89,11 @@ impl Config {
             message_ttl: reader.duration("MESSAGE_TTL"),
             dead_letter_ttl: reader.duration("DLQ_TTL"),
         };
+        let topology = topology(&mut reader, &defaults);
         let config = Self {
-            topology: topology(&mut reader, &defaults),
+            retries: retries(&mut reader),
+            database: database(&mut reader),
+            topology,
             limits: limits(&mut reader, &defaults),
             http: Http {
                 cors_origins: reader.list("CORS_ORIGINS"),
@@ -199,6 +214,88 @@ fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
         shutdown_grace: reader.duration("SHUTDOWN_GRACE"),
         dead_letter_ttl: defaults.dead_letter_ttl,
     }
+}
+
+fn retries(reader: &mut Reader) -> Policy {
+    let max_retries = reader.number("MESSAGE_MAX_RETRIES");
+    let delays = reader.durations("MESSAGE_RETRY_DELAYS");
+    let single = reader.is_set("MESSAGE_RETRY_DELAY") && !reader.is_set("MESSAGE_RETRY_DELAYS");
+    Policy {
+        default: if single {
+            Schedule::growing(reader.duration("MESSAGE_RETRY_DELAY"), max_retries)
+        } else {
+            Schedule::new(delays, max_retries)
+        },
+        queues: HashMap::new(),
+        rate: reader.number("MESSAGE_RETRY_RATE"),
+        quiet_period: reader.duration("MESSAGE_QUIET_PERIOD"),
+        poll: RETRY_POLL,
+        lease: RETRY_LEASE,
+        longest_pause: RETRY_PAUSE,
+    }
+}
+
+fn database(reader: &mut Reader) -> store::Options {
+    store::Options {
+        place: database_place(reader),
+        max_connections: reader.number("DB_MAX_CONNECTIONS"),
+        migrate: reader.one_of("DB_MIGRATE", &["auto", "off"]) == "auto",
+    }
+}
+
+fn database_place(reader: &mut Reader) -> Place {
+    if let Some(url) = reader.optional("DATABASE_URL") {
+        return Place::parse(&url).unwrap_or_else(|problem| {
+            reader.problem("DATABASE_URL", problem);
+            Place::File(PathBuf::new())
+        });
+    }
+    let kinds = [
+        "sqlite",
+        "mysql",
+        "mariadb",
+        "pgsql",
+        "postgres",
+        "postgresql",
+    ];
+    let kind = reader.one_of("DB_CONNECTION", &kinds);
+    let database = reader.text("DB_DATABASE");
+    let (scheme, port) = match kind.as_str() {
+        "mysql" | "mariadb" => ("mysql", "3306"),
+        "pgsql" | "postgres" | "postgresql" => ("postgres", "5432"),
+        _ => {
+            // A server's variables without the word that there is one: their author means the server.
+            if let Some(name) = ["DB_HOST", "DB_USERNAME", "DB_PASSWORD"]
+                .into_iter()
+                .find(|name| reader.is_set(name))
+            {
+                let problem = format!(
+                    "{name} is set, which SQLite does not use; say mysql, mariadb or pgsql"
+                );
+                reader.problem("DB_CONNECTION", &problem);
+            }
+            let folder = PathBuf::from(reader.text("DATA_DIR"));
+            let is_file = [".db", ".sqlite"].iter().any(|end| database.ends_with(end));
+            let file = if is_file {
+                database.as_str()
+            } else {
+                "courtier.db"
+            };
+            return Place::File(folder.join(file));
+        }
+    };
+    let port = reader
+        .optional("DB_PORT")
+        .unwrap_or_else(|| port.to_owned());
+    // Kubernetes: tcp://10.0.0.1:3306
+    let digits = port.rsplit(':').next().unwrap_or(&port).to_owned();
+    let port: u16 = reader.parsed("DB_PORT", &digits, "a port", 0);
+    let host = reader.text("DB_HOST");
+    let names = ["DB_USERNAME", "DB_PASSWORD"].map(|name| escape(&reader.text(name)));
+    let [user, password] = names;
+    let database = escape(&database);
+    let url = format!("{scheme}://{user}:{password}@{host}:{port}/{database}");
+    Place::Server(SecretString::from(url))
 }
 
 #[cfg(test)]

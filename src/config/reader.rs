@@ -147,6 +147,16 @@ impl Reader {
     /// The value as a time: plain numbers are milliseconds.
     pub fn duration(&mut self, name: &str) -> Duration {
         let text = self.text(name);
+        self.time(name, &text)
+    }
+
+    /// The value as times, separated by commas.
+    pub fn durations(&mut self, name: &str) -> Vec<Duration> {
+        let texts = self.list(name);
+        texts.iter().map(|text| self.time(name, text)).collect()
+    }
+
+    fn time(&mut self, name: &str, text: &str) -> Duration {
         match text.trim().parse() {
             Ok(ms) => Duration::from_millis(ms),
             Err(_) => humantime::parse_duration(text.trim()).unwrap_or_else(|_| {

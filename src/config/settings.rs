@@ -89,6 +89,65 @@ pub const SETTINGS: &[Setting] = &[
         "How long messages wait in declared dead-letter queues",
     ),
     setting(
+        "MESSAGE_MAX_RETRIES",
+        "3",
+        "Automatic retries of a failed message; a queue of the topology file may have its own",
+    ),
+    setting(
+        "MESSAGE_RETRY_DELAYS",
+        "60000,300000,1800000",
+        "Delay before each retry, varied by a fifth; the last one repeats",
+    ),
+    setting(
+        "MESSAGE_RETRY_DELAY",
+        "",
+        "Instead of MESSAGE_RETRY_DELAYS: the first delay; each further one is five times as long, at most 30m",
+    ),
+    setting(
+        "MESSAGE_RETRY_RATE",
+        "10",
+        "Automatic retries a second to one queue, from each replica",
+    ),
+    setting(
+        "MESSAGE_QUIET_PERIOD",
+        "15m",
+        "A retry that did not fail again for so long counts as done (for consumers that ack past the gateway)",
+    ),
+    setting(
+        "DB_CONNECTION",
+        "sqlite",
+        "Where failed messages are kept: \"sqlite\" (a file in DATA_DIR), \"mysql\", \"mariadb\" or \"pgsql\"",
+    ),
+    secret(
+        "DATABASE_URL",
+        "",
+        "sqlite:FILE, mysql://user:password@host:port/database or postgres://…; goes before the DB_ names",
+    ),
+    setting("DB_HOST", "127.0.0.1", "Database server's host"),
+    setting(
+        "DB_PORT",
+        "",
+        "Its port; default 3306 (mysql, mariadb) or 5432 (pgsql)",
+    ),
+    setting(
+        "DB_DATABASE",
+        "messages_broker_db",
+        "Database; with sqlite the file's name, where it ends in .db or .sqlite",
+    ),
+    setting("DB_USERNAME", "root", "Database user"),
+    secret("DB_PASSWORD", "", "Password"),
+    setting(
+        "DB_MAX_CONNECTIONS",
+        "10",
+        "Connections to a database server",
+    ),
+    setting(
+        "DB_MIGRATE",
+        "auto",
+        "\"auto\": bring the schema up to date at start; \"off\": `courtier migrate up` does",
+    ),
+    setting("DATA_DIR", "./data", "Folder of the SQLite file"),
+    setting(
         "PUBLISH_TIMEOUT",
         "30s",
         "How long a publish may take when its caller sets no deadline",

@@ -67,6 +67,8 @@ pub struct Policy {
     pub poll: Duration,
     /// How long a replica may take to publish what it claimed.
     pub lease: Duration,
+    /// The longest pause after a retry could not be sent.
+    pub longest_pause: Duration,
 }
 
 impl Policy {

@@ -27,6 +27,7 @@ impl Gateway {
     /// Stores a copy of `delivery`, that came from `queue`, in `<queue>.dlq`. Makes that queue if it is missing.
     pub(super) async fn dead_letter(&self, queue: String, copy: Message) -> Result<(), NotStored> {
         let target = dead_letter_queue(&queue);
+        self.failed.collectors.ensure(&queue);
         match self.store(&target, copy.clone()).await {
             Fate::Unroutable => {}
             fate => return confirmed(fate),

@@ -2,7 +2,9 @@
 
 pub mod ack_id;
 pub mod dead_letter;
+pub mod failed;
 pub mod ledger;
+pub mod page;
 pub mod publish;
 mod session;
 pub mod subscribe;
@@ -13,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::failed::FailedMessages;
 use crate::broker::Broker;
 
 /// What bounds the gateway's work.
@@ -40,6 +43,7 @@ pub struct Limits {
 #[derive(Clone)]
 pub struct Gateway {
     pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) failed: FailedMessages,
     pub(crate) limits: Arc<Limits>,
     /// Payload bytes that may still come in.
     admission: Arc<Semaphore>,
@@ -54,11 +58,17 @@ pub struct Gateway {
 
 impl Gateway {
     /// A gateway over `broker`. `stopping`: see [`Limits::shutdown_grace`].
-    pub fn new(broker: Arc<dyn Broker>, limits: Limits, stopping: CancellationToken) -> Self {
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        failed: FailedMessages,
+        limits: Limits,
+        stopping: CancellationToken,
+    ) -> Self {
         let admission = Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS));
         let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
         Self {
             broker,
+            failed,
             limits: Arc::new(limits),
             admission: Arc::new(admission),
             subscriptions: Arc::new(subscriptions),

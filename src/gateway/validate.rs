@@ -77,6 +77,11 @@ pub fn outgoing(outgoing: &Outgoing, max_payload_bytes: usize) -> Result<(), Inv
         names::routing_key(routing_key)
     };
     key.map_err(|refused| Invalid::name("routing_key", Entity::Queue, routing_key, refused))?;
+    self::message(message, max_payload_bytes)
+}
+
+/// Checks a message, wherever it goes.
+pub fn message(message: &Message, max_payload_bytes: usize) -> Result<(), Invalid> {
     properties(message)?;
     headers(&message.headers)?;
     let size = message.payload.len();

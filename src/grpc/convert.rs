@@ -44,7 +44,8 @@ pub fn publish_id(published: &Published) -> String {
     id.unwrap_or_default()
 }
 
-fn incoming(message: proto::Message) -> Result<Message, Invalid> {
+/// A message as the gateway takes it.
+pub fn incoming(message: proto::Message) -> Result<Message, Invalid> {
     let some = |text: String| (!text.is_empty()).then_some(text);
     let mut content_type = some(message.content_type);
     let payload = match message.payload {

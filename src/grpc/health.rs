@@ -1,4 +1,4 @@
-//! `grpc.health.v1.Health`: which services work, as the links to the broker come and go.
+//! `grpc.health.v1.Health`: which services work, as the links to the broker and the database come and go.
 
 use tonic_health::{
     ServingStatus,
@@ -6,14 +6,15 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-use super::proto::{publisher_server, subscriber_server};
+use super::proto::{failed_messages_server, publisher_server, subscriber_server};
 use crate::broker::{LinkState, Links};
 
 /// The whole, and each service.
-const SERVICES: [&str; 3] = [
+const SERVICES: [&str; 4] = [
     "",
     publisher_server::SERVICE_NAME,
     subscriber_server::SERVICE_NAME,
+    failed_messages_server::SERVICE_NAME,
 ];
 
 /// The health of each service and of the whole (`""`).
@@ -33,7 +34,13 @@ impl Health {
             consume: LinkState::Down,
         };
         health.report(down).await;
+        health.report_database(false).await;
         health
+    }
+
+    /// Whether the database is there. Publishing and subscribing do without, so the whole does not depend on it.
+    pub async fn report_database(&self, up: bool) {
+        self.set(failed_messages_server::SERVICE_NAME, up).await;
     }
 
     /// What the links allow. A blocked link publishes nothing, and the service as a whole still works.

@@ -6,6 +6,7 @@
 pub mod codec;
 pub mod convert;
 pub mod deadline;
+mod failed_messages;
 mod health;
 mod publisher;
 pub mod status;
@@ -15,7 +16,10 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_web::GrpcWebService;
 use tower::Layer;
 
-use self::proto::{publisher_server::PublisherServer, subscriber_server::SubscriberServer};
+use self::proto::{
+    failed_messages_server::FailedMessagesServer, publisher_server::PublisherServer,
+    subscriber_server::SubscriberServer,
+};
 use crate::gateway::Gateway;
 
 pub use self::health::Health;
@@ -45,6 +49,9 @@ pub fn routes(
     let subscriber = SubscriberServer::new(subscriber::Service::new(gateway.clone()))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
+    let failed = FailedMessagesServer::new(failed_messages::Service::new(gateway.clone()))
+        .max_decoding_message_size(request_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -53,6 +60,7 @@ pub fn routes(
     Ok(routes
         .add_service(web(publisher))
         .add_service(web(subscriber))
+        .add_service(web(failed))
         .add_service(web(health.server()))
         .add_service(web(reflection().build_v1()?))
         // grpcurl before 1.9 and other older tools ask for the alpha version only.

@@ -26,6 +26,7 @@ pub fn code(code: Code) -> GrpcCode {
         Code::ResourceExhausted => GrpcCode::ResourceExhausted,
         Code::Unavailable => GrpcCode::Unavailable,
         Code::DeadlineExceeded => GrpcCode::DeadlineExceeded,
+        Code::Internal => GrpcCode::Internal,
     }
 }
 

@@ -28,6 +28,29 @@ pub enum Place {
     Server(SecretString),
 }
 
+impl Place {
+    /// Reads `sqlite:FILE`, `mysql://…`, `mariadb://…`, `postgres://…`, `postgresql://…` or `pgsql://…`.
+    pub fn parse(url: &str) -> Result<Self, &'static str> {
+        let (scheme, rest) = url.split_once(':').unwrap_or_default();
+        let scheme = match scheme {
+            "sqlite" => {
+                let file = rest.strip_prefix("//").unwrap_or(rest);
+                return match file {
+                    "" | ":memory:" => Err("must name a file: what is in memory would be lost"),
+                    file => Ok(Self::File(PathBuf::from(file))),
+                };
+            }
+            "mysql" | "mariadb" => "mysql",
+            "postgres" | "postgresql" | "pgsql" => "postgres",
+            _ => return Err("must begin with sqlite:, mysql:// or postgres://"),
+        };
+        if !rest.starts_with("//") || rest.len() < 3 {
+            return Err("must name a host, such as mysql://user:password@host:3306/database");
+        }
+        Ok(Self::Server(SecretString::from(format!("{scheme}:{rest}"))))
+    }
+}
+
 /// How the database is used.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{entity::failed_message::Column, row};
-use crate::failure::{Reason, Status, Time};
+use crate::failure::{FailedMessage, Reason, Status, Time};
 
 /// Conditions that must all hold; what is empty is no condition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,31 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether it lets this one through.
+    pub fn matches(&self, row: &FailedMessage) -> bool {
+        let equal = |wanted: &Option<String>, text: &str| {
+            wanted
+                .as_deref()
+                .is_none_or(|wanted| row::storable(wanted) == text)
+        };
+        let message_id = row.message.message_id.as_deref().unwrap_or_default();
+        let texts = [&row.error.kind, &row.error.message];
+        let text = self.error_text.as_deref().map(row::storable);
+        equal(&self.queue, &row.queue)
+            && equal(&self.exchange, &row.exchange)
+            && equal(&self.routing_key, &row.routing_key)
+            && equal(&self.fingerprint, &row.fingerprint)
+            && equal(&self.message_id, message_id)
+            && (self.statuses.is_empty() || self.statuses.contains(&row.state.status))
+            && (self.reasons.is_empty() || self.reasons.contains(&row.reason))
+            && text.is_none_or(|wanted| texts.iter().any(|text| text.contains(&wanted)))
+            && self.failed_after.is_none_or(|at| row.failed_at >= at)
+            && self.failed_before.is_none_or(|at| row.failed_at < at)
+            && self
+                .operation_id
+                .is_none_or(|id| row.operation_id == Some(id))
+    }
+
     /// Whether it lets everything through.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

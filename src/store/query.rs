@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use super::{
     Error, Filter, Store,
-    collect::micros,
     connection::{self, Pools},
     entity::{attempt, deletion, failed_message, group},
     row,
@@ -54,6 +53,13 @@ pub struct Counts {
     pub retrying: u64,
     pub failed: u64,
     pub resolved: u64,
+}
+
+impl Counts {
+    /// All of them together.
+    pub fn all(&self) -> u64 {
+        self.pending + self.retrying + self.failed + self.resolved
+    }
 }
 
 /// The counts of one queue.
@@ -437,12 +443,4 @@ async fn oldest(pools: &Pools, queue: Option<&str>) -> Result<Option<Time>, Erro
 
 fn count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
-}
-
-/// How far back a watcher reads again: a transaction is seen when it commits, and dated when it began.
-pub const OVERLAP: std::time::Duration = super::connection::PATIENCE;
-
-/// The moment `earlier` before `at`.
-pub fn before(at: Time, earlier: std::time::Duration) -> Time {
-    at - micros(earlier)
 }

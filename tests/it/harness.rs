@@ -8,8 +8,10 @@ use courtier::{
     gateway::Limits,
     grpc::proto::{publisher_client::PublisherClient, subscriber_client::SubscriberClient},
     server,
+    store::{Place, Store},
 };
 use secrecy::SecretString;
+use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -22,9 +24,17 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Gateway {
     pub address: String,
     pub broker: Arc<dyn Broker>,
+    pub store: Store,
     stop: CancellationToken,
     serving: Option<JoinHandle<Result<(), server::ServeError>>>,
     prefix: String,
+}
+
+/// How a gateway under test differs from the defaults.
+pub struct Setup {
+    pub config: Config,
+    /// Queues whose dead letters are collected from the start.
+    pub managed: Vec<String>,
 }
 
 impl Gateway {
@@ -40,21 +50,48 @@ impl Gateway {
 
     /// On any broker, with other limits.
     pub async fn start(broker: Arc<dyn Broker>, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::start_with(broker, |setup| change(&mut setup.config.limits)).await
+    }
+
+    /// On any broker, with whatever else is different.
+    pub async fn start_with(broker: Arc<dyn Broker>, change: impl FnOnce(&mut Setup)) -> Self {
+        let data = TempDir::new().expect("a temporary folder");
         let mut config = Config::read(Reader::fixed(&[])).expect("the defaults are valid");
-        change(&mut config.limits);
+        config.database.place = Place::File(data.path().join("courtier.db"));
+        let mut setup = Setup {
+            config,
+            managed: Vec::new(),
+        };
+        change(&mut setup);
+        let Setup { config, managed } = setup;
+        let store = Store::open(config.database, PATIENCE).await;
+        let store = store.expect("the database opens");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
         let stop = CancellationToken::new();
-        let (serving_broker, stopped) = (broker.clone(), stop.clone().cancelled_owned());
+        let stopped = stop.clone().cancelled_owned();
+        let backends = server::Backends {
+            broker: broker.clone(),
+            store: store.clone(),
+            managed,
+        };
         let serving = tokio::spawn(async move {
             let Config {
-                app, http, limits, ..
+                app,
+                http,
+                limits,
+                retries,
+                ..
             } = config;
-            server::run(serving_broker, &app, &http, limits, listener, stopped).await
+            let served =
+                server::run(backends, &app, &http, limits, retries, listener, stopped).await;
+            drop(data);
+            served
         });
         Self {
             address,
             broker,
+            store,
             stop,
             serving: Some(serving),
             prefix: format!("it-{}-", Uuid::now_v7()),

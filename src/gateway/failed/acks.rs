@@ -1,0 +1,71 @@
+//! Resolves failed messages whose retry a consumer acked. Behind the consumer's back: settling does not wait for the database.
+//! What cannot be written in time is resolved later, when the retry's quiet period has passed.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::{
+    gateway::dead_letter,
+    message::Message,
+    store::{Error, Store},
+};
+
+/// Acks that wait for the database.
+const WAITING: usize = 10_000;
+/// Acks of one transaction.
+const BATCH: usize = 100;
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A retry that a consumer settled for good.
+type Ack = (Uuid, u32, bool);
+
+/// Takes acks of retries.
+#[derive(Clone)]
+pub struct Acks(mpsc::Sender<Ack>);
+
+impl Acks {
+    /// A consumer acked this message; `dropped`: by discarding it. Messages that are no retries are nothing to it.
+    pub fn note(&self, message: &Message, dropped: bool) {
+        let Some(id) = dead_letter::failed_id(message) else {
+            return;
+        };
+        let Ok(id) = Uuid::parse_str(id) else {
+            return;
+        };
+        let ack = (id, dead_letter::attempt(message), dropped);
+        if self.0.try_send(ack).is_err() {
+            tracing::warn!(%id, "too many acks of retries wait for the database; this one counts as assumed later");
+        }
+    }
+}
+
+/// Where acks go, and the task that writes them: it ends when all senders are gone, or the store is closed.
+pub fn recorder(store: Store) -> (Acks, impl Future<Output = ()> + Send) {
+    let (sender, inbox) = mpsc::channel(WAITING);
+    (Acks(sender), record(store, inbox))
+}
+
+async fn record(store: Store, mut inbox: mpsc::Receiver<Ack>) {
+    let mut presence = store.watch();
+    let mut batch = Vec::with_capacity(BATCH);
+    while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        loop {
+            match store.acked(&batch).await {
+                Err(Error::Down | Error::Busy) => {
+                    tokio::time::sleep(AGAIN).await;
+                    if !presence.up().await {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "acks of retries are not stored; they count as assumed later");
+                    break;
+                }
+                Ok(()) => break,
+            }
+        }
+        batch.clear();
+    }
+}

@@ -1,0 +1,299 @@
+//! Collects dead letters: one task for each dead-letter queue. A dead letter is acked after its row is committed; as long as
+//! the database is away, it stays in its queue.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::death;
+use crate::{
+    broker::{
+        Broker, Delivery, Ended, Error as BrokerError, Subscribe, Subscription, Tag,
+        topology::dead_letter_queue,
+    },
+    failure::{Death, schedule::Policy},
+    store::{Collected, Error, Store},
+};
+
+/// Dead letters of one queue that are in memory at a time, and go into one transaction.
+const BATCH: u16 = 32;
+/// Their payloads together, unless one alone is larger.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long until a queue that could not be consumed is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How often queues that other replicas added are looked for.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The collectors of all dead-letter queues.
+#[derive(Clone)]
+pub struct Collectors {
+    broker: Arc<dyn Broker>,
+    store: Store,
+    policy: Arc<Policy>,
+    /// Queues whose dead letters are collected.
+    queues: Arc<Mutex<HashSet<String>>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Collectors {
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        store: Store,
+        policy: Arc<Policy>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            broker,
+            store,
+            policy,
+            queues: Arc::default(),
+            stop,
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Collects the dead letters of `managed` queues, and of those that any replica added.
+    pub fn start(&self, managed: impl IntoIterator<Item = String>) {
+        for queue in managed {
+            self.collect(queue, true);
+        }
+        let collectors = self.clone();
+        self.tasks.spawn(async move {
+            let stop = collectors.stop.clone();
+            stop.run_until_cancelled(collectors.look()).await
+        });
+    }
+
+    /// Sees to it that the dead letters of `queue`, that the gateway is about to add to, are collected: by this replica at
+    /// once, by others and after a restart because the database knows.
+    pub fn ensure(&self, queue: &str) {
+        if !self.collect(queue.to_owned(), false) {
+            return;
+        }
+        let (store, queue) = (self.store.clone(), queue.to_owned());
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let adding = async {
+                let mut presence = store.watch();
+                while presence.up().await {
+                    match store.add_dead_letter_queue(&queue).await {
+                        Err(Error::Down | Error::Busy) => tokio::time::sleep(AGAIN).await,
+                        _ => return,
+                    }
+                }
+            };
+            stop.run_until_cancelled(adding).await
+        });
+    }
+
+    /// Waits until nothing is collected any more.
+    pub async fn stopped(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn look(&self) {
+        let mut presence = self.store.watch();
+        while presence.up().await {
+            for queue in self.store.dead_letter_queues().await.unwrap_or_default() {
+                self.collect(queue, false);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Starts a collector; `false`: there is one.
+    fn collect(&self, queue: String, managed: bool) -> bool {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if !queues.insert(queue.clone()) {
+            return false;
+        }
+        drop(queues);
+        let collector = Collector {
+            of: self.clone(),
+            queue,
+            managed,
+        };
+        self.tasks.spawn(collector.run());
+        true
+    }
+}
+
+/// Collects one queue's dead letters.
+struct Collector {
+    of: Collectors,
+    queue: String,
+    /// The topology has it: it is waited for when it does not exist.
+    managed: bool,
+}
+
+/// Why collecting paused.
+enum Pause {
+    /// The queue does not exist.
+    Missing,
+    /// The broker or the database is away.
+    Away,
+    Stop,
+}
+
+impl Collector {
+    async fn run(self) {
+        let mut presence = self.of.store.watch();
+        loop {
+            let up = presence.up();
+            if self.of.stop.run_until_cancelled(up).await != Some(true) {
+                return;
+            }
+            match self.collect().await {
+                Pause::Stop => return,
+                Pause::Missing if !self.managed => return self.forget().await,
+                Pause::Missing | Pause::Away => {}
+            }
+            let pause = tokio::time::sleep(AGAIN);
+            if self.of.stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn forget(&self) {
+        tracing::debug!(queue = self.queue, "its dead-letter queue is gone");
+        let removed = self.of.store.remove_dead_letter_queue(&self.queue).await;
+        if let Err(error) = removed {
+            tracing::debug!(queue = self.queue, %error, "it stays in the database's list");
+        }
+        let queues = self.of.queues.lock();
+        queues
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.queue);
+    }
+
+    async fn collect(&self) -> Pause {
+        let subscribe = Subscribe {
+            queues: vec![dead_letter_queue(&self.queue)],
+            prefetch: BATCH,
+            client_id: "courtier-collector".to_owned(),
+            deadline: Instant::now() + SUBSCRIBE_TIMEOUT,
+        };
+        let mut subscription = match self.of.broker.subscribe(subscribe).await {
+            Ok(subscription) => subscription,
+            Err(BrokerError::NotFound { .. }) => return Pause::Missing,
+            Err(error) => {
+                tracing::debug!(queue = self.queue, %error, "cannot collect its dead letters");
+                return Pause::Away;
+            }
+        };
+        let pause = self.consume(&mut *subscription).await;
+        // What was not acked goes back.
+        subscription.close().await;
+        pause
+    }
+
+    async fn consume(&self, subscription: &mut dyn Subscription) -> Pause {
+        // Dead letters that the database refuses are kept out of the way: they go back when this subscription ends.
+        let mut refused = 0;
+        loop {
+            let first = tokio::select! {
+                () = self.of.stop.cancelled() => return Pause::Stop,
+                first = subscription.next() => first,
+            };
+            let (batch, ended) = batch(subscription, first);
+            let deaths: Vec<Death> = batch
+                .iter()
+                .map(|delivery| death::read(delivery, &self.queue))
+                .collect();
+            let tags: Vec<Tag> = batch.iter().map(|delivery| delivery.tag).collect();
+            drop(batch);
+            let stored = match self.store(&deaths).await {
+                Ok(()) => tags,
+                Err(Error::Down | Error::Busy) => return Pause::Away,
+                Err(_) => match self.one_by_one(&deaths, &tags).await {
+                    Some(stored) => stored,
+                    None => return Pause::Away,
+                },
+            };
+            refused += deaths.len() - stored.len();
+            if !stored.is_empty() && subscription.ack(&stored).await.is_err() {
+                // They come again, and are recognised.
+                return Pause::Away;
+            }
+            match ended {
+                Some(Ended::QueueDeleted(_)) => return Pause::Missing,
+                Some(Ended::BrokerDown) => return Pause::Away,
+                None if refused >= usize::from(BATCH) => return Pause::Away,
+                None => {}
+            }
+        }
+    }
+
+    async fn store(&self, deaths: &[Death]) -> Result<(), Error> {
+        if deaths.is_empty() {
+            return Ok(());
+        }
+        let policy = &self.of.policy;
+        let collected = self
+            .of
+            .store
+            .collect(deaths, |queue| policy.of(queue).clone())
+            .await?;
+        let duplicates = collected
+            .iter()
+            .filter(|one| **one == Collected::Duplicate)
+            .count();
+        tracing::info!(
+            queue = self.queue,
+            failed = collected.len() - duplicates,
+            duplicates,
+            "collected dead letters"
+        );
+        Ok(())
+    }
+
+    /// Finds out which ones the database refuses; the others' tags. `None`: it is away.
+    async fn one_by_one(&self, deaths: &[Death], tags: &[Tag]) -> Option<Vec<Tag>> {
+        let mut stored = Vec::new();
+        for (death, tag) in deaths.iter().zip(tags) {
+            match self.store(std::slice::from_ref(death)).await {
+                Ok(()) => stored.push(*tag),
+                Err(Error::Down | Error::Busy) => return None,
+                Err(_) => {
+                    let (queue, bytes) = (&self.queue, death.message.payload.len());
+                    tracing::error!(
+                        queue,
+                        bytes,
+                        "the database refuses this dead letter (is it larger than the database takes at once?); it stays in its queue"
+                    );
+                }
+            }
+        }
+        Some(stored)
+    }
+}
+
+/// What is ready, in one batch; and the end of the subscription, if it came.
+fn batch(
+    subscription: &mut dyn Subscription,
+    first: Result<Delivery, Ended>,
+) -> (Vec<Delivery>, Option<Ended>) {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    let mut next = Some(first);
+    while let Some(taken) = next {
+        match taken {
+            Ok(delivery) => {
+                bytes += delivery.message.payload.len();
+                batch.push(delivery);
+            }
+            Err(ended) => return (batch, Some(ended)),
+        }
+        let full = batch.len() >= usize::from(BATCH) || bytes >= BATCH_BYTES;
+        next = if full { None } else { subscription.try_next() };
+    }
+    (batch, None)
+}

@@ -1,0 +1,218 @@
+//! Reads a dead letter: a copy that the gateway made of a refused delivery, or what a broker moved there on its own.
+
+use uuid::Uuid;
+
+use crate::{
+    broker::Delivery,
+    failure::{Death, ErrorDetail, Next, Reason},
+    gateway::dead_letter,
+    message::{Message, Table, Value, header},
+};
+
+/// The broker's account of earlier deaths, the latest first
+/// (<https://www.rabbitmq.com/docs/dlx#effects>).
+const X_DEATH: &str = "x-death";
+
+/// The death that a delivery from the dead-letter queue of `queue` tells of.
+pub fn read(delivery: &Delivery, queue: &str) -> Death {
+    let headers = &delivery.message.headers;
+    let failed_id = dead_letter::failed_id(&delivery.message);
+    let failed_id = failed_id.and_then(|id| Uuid::parse_str(id).ok());
+    // The gateway's copies come through the default exchange; what a broker moves comes through an exchange of its queue.
+    let copied = delivery.exchange.is_empty() && headers.contains_key(header::ACTION);
+    let told = if copied { told(headers) } else { seen(headers) };
+    Death {
+        id: Uuid::now_v7(),
+        attempt: dead_letter::attempt(&delivery.message),
+        redelivered: delivery.redelivered,
+        queue: told.queue.unwrap_or_else(|| queue.to_owned()),
+        exchange: told.exchange.unwrap_or_default(),
+        routing_key: told.routing_key.unwrap_or_default(),
+        publish_id: publish_id(headers, copied || failed_id.is_some()),
+        failed_id,
+        reason: told.reason,
+        error: told.error,
+        next: told.next,
+        message: clean(&delivery.message),
+    }
+}
+
+/// What is known of a death.
+struct Account {
+    queue: Option<String>,
+    exchange: Option<String>,
+    routing_key: Option<String>,
+    reason: Reason,
+    error: ErrorDetail,
+    next: Next,
+}
+
+/// As the gateway noted it on its copy.
+fn told(headers: &Table) -> Account {
+    let noted = |name: &str| headers.get(name).and_then(Value::as_str).map(str::to_owned);
+    let delay = headers.get(header::DELAY_MS).and_then(Value::as_integer);
+    let delay = delay.and_then(|ms| u64::try_from(ms).ok());
+    let reason = noted(header::REASON).and_then(|reason| reason.parse().ok());
+    Account {
+        queue: noted(header::QUEUE),
+        exchange: noted(header::EXCHANGE),
+        routing_key: noted(header::ROUTING_KEY),
+        reason: reason.unwrap_or(Reason::Rejected),
+        error: ErrorDetail {
+            kind: noted(header::ERROR_TYPE).unwrap_or_default(),
+            message: noted(header::ERROR_MESSAGE).unwrap_or_default(),
+            stack: noted(header::ERROR_STACK).unwrap_or_default(),
+        },
+        next: match headers.get(header::ACTION).and_then(Value::as_str) {
+            Some("dead_letter") => Next::Park,
+            _ => Next::Retry(delay.map(std::time::Duration::from_millis)),
+        },
+    }
+}
+
+/// As the broker noted it.
+fn seen(headers: &Table) -> Account {
+    let latest = match headers.get(X_DEATH) {
+        Some(Value::Array(deaths)) => deaths.first(),
+        _ => None,
+    };
+    let latest = match latest {
+        Some(Value::Table(death)) => Some(death),
+        _ => None,
+    };
+    let noted = |name: &str| latest?.get(name)?.as_str().map(str::to_owned);
+    let routing_key = match latest.and_then(|death| death.get("routing-keys")) {
+        Some(Value::Array(keys)) => keys.first().and_then(Value::as_str).map(str::to_owned),
+        _ => None,
+    };
+    let (reason, message) = match noted("reason").as_deref() {
+        Some("expired") => (Reason::Expired, "its time to live passed in the queue"),
+        Some("maxlen") => (Reason::MaxLength, "the queue was full and dropped it"),
+        Some("delivery_limit") => (
+            Reason::DeliveryLimit,
+            "it was delivered too often without being settled",
+        ),
+        Some("rejected") => (
+            Reason::Rejected,
+            "a consumer rejected it without saying why",
+        ),
+        _ => (
+            Reason::Rejected,
+            "it came to the dead-letter queue without a reason",
+        ),
+    };
+    Account {
+        queue: noted("queue"),
+        exchange: noted("exchange"),
+        routing_key,
+        reason,
+        error: ErrorDetail {
+            kind: String::new(),
+            message: message.to_owned(),
+            stack: String::new(),
+        },
+        next: Next::Retry(None),
+    }
+}
+
+/// The id of the first publish. `again`: the message was published again since, so that the plain header is that publish's.
+fn publish_id(headers: &Table, again: bool) -> Option<String> {
+    let noted = |name: &str| headers.get(name).and_then(Value::as_str).map(str::to_owned);
+    let original = noted(header::ORIGINAL_PUBLISH_ID);
+    if again {
+        return original;
+    }
+    original.or_else(|| noted(header::PUBLISH_ID))
+}
+
+/// The message as its publisher made it: without what brokers and the gateway added, and without a time to live, which was for
+/// the queue that it died in.
+fn clean(message: &Message) -> Message {
+    let mut message = message.clone();
+    message.ttl_ms = None;
+    message.headers.retain(|name, _| !is_added(name));
+    message
+}
+
+/// Headers that say how a message died, or that would send its copies astray.
+fn is_added(name: &str) -> bool {
+    matches!(name, X_DEATH | "CC" | "BCC" | "x-delivery-count")
+        || ["x-first-death-", "x-last-death-", header::PREFIX]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(exchange: &str, headers: Table) -> Delivery {
+        Delivery {
+            tag: 1,
+            queue: 0,
+            exchange: exchange.to_owned(),
+            routing_key: "q".to_owned(),
+            redelivered: false,
+            message: Message {
+                headers,
+                ttl_ms: Some(5),
+                ..Message::default()
+            },
+        }
+    }
+
+    fn x_death(reason: &str) -> Value {
+        let death = Table::from([
+            ("reason".into(), Value::text(reason)),
+            ("queue".into(), Value::text("orders")),
+            ("exchange".into(), Value::text("shop")),
+            (
+                "routing-keys".into(),
+                Value::Array(vec![Value::text("order.created")]),
+            ),
+        ]);
+        Value::Array(vec![Value::Table(death)])
+    }
+
+    #[test]
+    fn a_native_death_says_where_and_why() {
+        let headers = Table::from([
+            (X_DEATH.into(), x_death("expired")),
+            ("x-first-death-reason".into(), Value::text("expired")),
+            (header::PUBLISH_ID.into(), Value::text("p1")),
+            ("mine".into(), Value::I8(1)),
+        ]);
+        let death = read(&delivery("courtier.dlx", headers), "q");
+        assert_eq!(death.reason, Reason::Expired);
+        assert_eq!(
+            (death.queue.as_str(), death.exchange.as_str()),
+            ("orders", "shop")
+        );
+        assert_eq!(death.routing_key, "order.created");
+        assert_eq!(death.publish_id.as_deref(), Some("p1"));
+        assert_eq!(death.next, Next::Retry(None));
+        assert_eq!(
+            death.message.headers,
+            Table::from([("mine".into(), Value::I8(1))])
+        );
+        assert_eq!(death.message.ttl_ms, None);
+    }
+
+    #[test]
+    fn a_stale_account_of_the_gateway_does_not_hide_a_native_death() {
+        let headers = Table::from([
+            (header::ACTION.into(), Value::text("dead_letter")),
+            (X_DEATH.into(), x_death("maxlen")),
+        ]);
+        let death = read(&delivery("courtier.dlx", headers), "q");
+        assert_eq!(death.reason, Reason::MaxLength);
+        assert_eq!(death.next, Next::Retry(None));
+    }
+
+    #[test]
+    fn a_dead_letter_that_says_nothing_is_still_collected() {
+        let death = read(&delivery("", Table::new()), "q");
+        assert_eq!((death.queue.as_str(), death.attempt), ("q", 1));
+        assert_eq!(death.publish_id, None);
+    }
+}

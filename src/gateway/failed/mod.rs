@@ -1,0 +1,407 @@
+//! Failed messages: what people and programs may do with them. What happens by itself is in [`collector`], [`scheduler`] and
+//! [`acks`].
+
+pub mod acks;
+mod collector;
+mod death;
+mod scheduler;
+mod sender;
+mod watch;
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+pub use self::watch::Watch;
+use self::{acks::Acks, collector::Collectors, sender::Sender};
+use super::{
+    page::{self, BadToken},
+    validate::{self, Invalid},
+};
+use crate::{
+    broker::{Broker, Fate},
+    failure::{Attempt, FailedMessage, Status, schedule::Policy},
+    message::{Message, Value, header},
+    store::{self, Claimed, Filter, Group, Operation, Sent, Stats, Store},
+};
+
+/// Rows of a page that carries payloads.
+const MAX_FULL: u32 = 100;
+/// Payloads of such a page, unless its first row alone is larger: what clients receive by custom is 4 MiB.
+const FULL_BYTES: usize = 3 * 1024 * 1024;
+/// Bytes of a comment.
+pub const MAX_COMMENT: usize = 4 * 1024;
+/// Retries a second that a bulk retry may ask for.
+pub const MAX_RATE: u32 = 1_000;
+pub const DEFAULT_RATE: u32 = 10;
+
+/// Why a call about failed messages was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no such failed message")]
+    NotFound,
+    #[error("there is no such operation")]
+    NoOperation,
+    #[error("the failed message is {0}")]
+    Conflict(Status),
+    #[error("the page token is not one of this list")]
+    PageToken,
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The copy is not confirmed; the failed message is what it was (after `Unroutable`: FAILED).
+    #[error("the copy is not confirmed: {0:?}")]
+    NotSent(Fate),
+    #[error(transparent)]
+    Store(store::Error),
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::NotFound => Self::NotFound,
+            store::Error::Conflict(status) => Self::Conflict(status),
+            store::Error::PageToken => Self::PageToken,
+            error => Self::Store(error),
+        }
+    }
+}
+
+impl From<BadToken> for Error {
+    fn from(_: BadToken) -> Self {
+        Self::PageToken
+    }
+}
+
+/// A failed message with its history.
+#[derive(Clone, Debug)]
+pub struct Full {
+    pub message: FailedMessage,
+    pub attempts: Vec<Attempt>,
+}
+
+/// A part of a list, and the token for the next part; empty at the end.
+#[derive(Clone, Debug)]
+pub struct Listed<T> {
+    pub rows: Vec<T>,
+    pub next: String,
+}
+
+/// An edited copy that is confirmed.
+#[derive(Clone, Debug)]
+pub struct Replaced {
+    /// The failed message, RESOLVED.
+    pub original: FailedMessage,
+    pub message_id: String,
+    pub publish_id: Uuid,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct FailedMessages {
+    store: Store,
+    sender: Sender,
+    pub(super) collectors: Collectors,
+    pub(super) acks: Acks,
+}
+
+/// What runs behind the calls.
+pub struct Background {
+    collectors: Collectors,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    recorder: tokio::task::JoinHandle<()>,
+}
+
+impl Background {
+    /// Stops collecting and sending; what is under way is finished. Acks of retries are still taken.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.collectors.stopped().await;
+    }
+
+    /// Waits until all acks are written; the gateway must be dropped before.
+    pub async fn flushed(self) {
+        let _ = self.recorder.await;
+    }
+}
+
+impl FailedMessages {
+    /// The service, and what runs behind it: dead letters of the `managed` queues are collected, due retries sent.
+    pub fn start(
+        broker: Arc<dyn Broker>,
+        store: Store,
+        policy: Arc<Policy>,
+        managed: impl IntoIterator<Item = String>,
+    ) -> (Self, Background) {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let collectors =
+            Collectors::new(broker.clone(), store.clone(), policy.clone(), stop.clone());
+        collectors.start(managed);
+        let sender = Sender::new(broker, store.clone(), policy);
+        scheduler::start(sender.clone(), stop.clone(), &tasks);
+        let (acks, recording) = acks::recorder(store.clone());
+        let recorder = tokio::spawn(recording);
+        let service = Self {
+            store,
+            sender,
+            collectors: collectors.clone(),
+            acks,
+        };
+        let background = Background {
+            collectors,
+            stop,
+            tasks,
+            recorder,
+        };
+        (service, background)
+    }
+
+    /// Failed messages, newest first.
+    pub async fn list(
+        &self,
+        filter: &Filter,
+        size: u32,
+        token: &str,
+    ) -> Result<Listed<FailedMessage>, Error> {
+        let list = page::list("failed_messages", filter);
+        let cursor = page::cursor(token, &list)?;
+        let found = self
+            .store
+            .failed_messages(filter, cursor.as_ref(), size.into())
+            .await?;
+        Ok(Listed {
+            rows: found.rows,
+            next: page::token(found.next, &list),
+        })
+    }
+
+    /// The same with payloads and histories: fewer a page.
+    pub async fn list_full(
+        &self,
+        filter: &Filter,
+        size: u32,
+        token: &str,
+    ) -> Result<Listed<Full>, Error> {
+        let list = page::list("failed_messages", filter);
+        let cursor = page::cursor(token, &list)?;
+        let size = size.min(MAX_FULL);
+        let found = self
+            .store
+            .failed_messages(filter, cursor.as_ref(), size.into())
+            .await?;
+        let (mut rows, mut bytes, mut next) = (Vec::new(), 0, found.next);
+        let mut last = None;
+        for row in found.rows {
+            let here = store::Cursor {
+                at: row.failed_at,
+                name: row.id.to_string(),
+            };
+            let full = match self.get(row.id).await {
+                // Deleted meanwhile.
+                Err(Error::NotFound) => continue,
+                full => full?,
+            };
+            bytes += full.message.message.payload.len();
+            if bytes > FULL_BYTES && !rows.is_empty() {
+                next = last;
+                break;
+            }
+            rows.push(full);
+            last = Some(here);
+        }
+        Ok(Listed {
+            rows,
+            next: page::token(next, &list),
+        })
+    }
+
+    /// One failed message.
+    pub async fn get(&self, id: Uuid) -> Result<Full, Error> {
+        let message = self.store.failed_message(id).await?;
+        let attempts = self.store.attempts(id).await?;
+        Ok(Full { message, attempts })
+    }
+
+    /// Sends one back to its queue now; the row once the broker confirmed it. Goes on when the caller goes away.
+    pub async fn retry(&self, id: Uuid) -> Result<FailedMessage, Error> {
+        let service = self.clone();
+        finish(async move {
+            let (claimed, at) = service.claim(id).await?;
+            match service.sender.send(&claimed, at).await {
+                (Fate::Confirmed, row) => Ok(row?),
+                (fate, row) => {
+                    row?;
+                    Err(Error::NotSent(fate))
+                }
+            }
+        })
+        .await
+    }
+
+    async fn claim(&self, id: Uuid) -> Result<(Claimed, Instant), Error> {
+        let at = Instant::now();
+        let lease = self.sender.policy.lease;
+        Ok((self.store.claim_one(id, lease).await?, at))
+    }
+
+    /// Publishes `message` to the queue where the failed message `id` failed, and resolves that one once the broker confirmed
+    /// it. The original stays as it was. Goes on when the caller goes away.
+    pub async fn edit_and_retry(
+        &self,
+        id: Uuid,
+        mut message: Message,
+        max_payload_bytes: usize,
+    ) -> Result<Replaced, Error> {
+        validate::message(&message, max_payload_bytes)?;
+        let message_id = message
+            .message_id
+            .get_or_insert_with(|| Uuid::now_v7().to_string())
+            .clone();
+        let original = Value::text(id.to_string());
+        message
+            .headers
+            .insert(header::EDITED_ID.to_owned(), original);
+        let service = self.clone();
+        finish(async move {
+            let (claimed, at) = service.claim(id).await?;
+            let queue = &claimed.message.queue;
+            let (publish_id, fate) = service.sender.publish(queue, message, at).await;
+            let token = claimed.token;
+            let sent = match fate {
+                Fate::Confirmed => {
+                    let comment =
+                        format!("edited and published again as {message_id} ({publish_id})");
+                    let store = &service.store;
+                    return Ok(Replaced {
+                        original: service
+                            .sender
+                            .insist(|| store.replaced(id, token, &comment))
+                            .await?,
+                        message_id,
+                        publish_id,
+                    });
+                }
+                Fate::Unroutable => Sent::Returned,
+                _ => Sent::NotSent { again_after: None },
+            };
+            service.sender.write(id, token, sent).await?;
+            Err(Error::NotSent(fate))
+        })
+        .await
+    }
+
+    /// Marks one as done.
+    pub async fn resolve(&self, id: Uuid, comment: &str) -> Result<FailedMessage, Error> {
+        if comment.len() > MAX_COMMENT {
+            let problem = format!("must be at most {MAX_COMMENT} bytes");
+            return Err(Invalid::field("comment", problem).into());
+        }
+        Ok(self.store.resolve(id, comment).await?)
+    }
+
+    /// Deletes one.
+    pub async fn delete(&self, id: Uuid) -> Result<(), Error> {
+        Ok(self.store.delete(id).await?)
+    }
+
+    /// How many a bulk delete would delete.
+    pub async fn count_deletable(&self, filter: &Filter) -> Result<u64, Error> {
+        let mut filter = filter.clone();
+        if filter.statuses.is_empty() {
+            filter.statuses = vec![Status::Pending, Status::Failed, Status::Resolved];
+        }
+        filter.statuses.retain(|status| *status != Status::Retrying);
+        if filter.statuses.is_empty() {
+            return Ok(0);
+        }
+        Ok(self.store.count(&filter).await?)
+    }
+
+    /// Deletes what the filter lets through now, but for RETRYING ones; how many.
+    pub async fn delete_many(&self, filter: &Filter) -> Result<u64, Error> {
+        let mut filter = filter.clone();
+        // What fails meanwhile is not meant; nor would it ever end.
+        let now = self.store.now().await?;
+        filter.failed_before = filter.failed_before.into_iter().chain([now]).min();
+        let mut deleted = 0;
+        loop {
+            match self.store.delete_some(&filter).await? {
+                0 => return Ok(deleted),
+                some => deleted += some,
+            }
+        }
+    }
+
+    /// Kinds of failures, the one seen last first.
+    pub async fn groups(
+        &self,
+        queue: Option<&str>,
+        size: u32,
+        token: &str,
+    ) -> Result<Listed<Group>, Error> {
+        let list = page::list("failed_message_groups", &queue);
+        let cursor = page::cursor(token, &list)?;
+        let found = self
+            .store
+            .groups(queue, cursor.as_ref(), size.into())
+            .await?;
+        Ok(Listed {
+            rows: found.rows,
+            next: page::token(found.next, &list),
+        })
+    }
+
+    /// How many there are.
+    pub async fn stats(&self, queue: Option<&str>) -> Result<Stats, Error> {
+        Ok(self.store.stats(queue).await?)
+    }
+
+    /// How many a bulk retry would retry.
+    pub async fn count_retriable(&self, filter: &Filter) -> Result<u64, Error> {
+        Ok(self.store.count_retriable(filter).await?)
+    }
+
+    /// Begins a bulk retry. It goes on by itself, on any replica.
+    pub async fn begin_operation(
+        &self,
+        filter: &Filter,
+        rate: u32,
+        limit: Option<u64>,
+    ) -> Result<Operation, Error> {
+        Ok(self.store.begin_operation(filter, rate, limit).await?)
+    }
+
+    /// A bulk retry as it stands.
+    pub async fn operation(&self, id: Uuid) -> Result<Operation, Error> {
+        self.store.operation(id).await.map_err(of_operation)
+    }
+
+    /// Stops a bulk retry.
+    pub async fn stop_operation(&self, id: Uuid) -> Result<Operation, Error> {
+        self.store.stop_operation(id).await.map_err(of_operation)
+    }
+
+    /// Changes from now on.
+    pub async fn watch(&self, filter: Filter) -> Result<Watch, Error> {
+        Ok(Watch::begin(self.store.clone(), filter).await?)
+    }
+}
+
+fn of_operation(error: store::Error) -> Error {
+    match error {
+        store::Error::NotFound => Error::NoOperation,
+        error => error.into(),
+    }
+}
+
+/// Carries something out even if the caller goes away.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or(Err(Error::Store(store::Error::Down)))
+}

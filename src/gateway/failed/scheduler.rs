@@ -1,0 +1,157 @@
+//! Sends what is due, on each replica; the database sees to it that each row is sent by one.
+//!
+//! A queue gets only so many automatic retries a second from each replica: a service that comes back is not met by all that
+//! failed while it was away.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::sender::Sender;
+use crate::store::{Error, Reaped, Step};
+
+/// Retries under way at a time, and their payloads in memory.
+const UNDER_WAY: usize = 64;
+/// Those that a person asked for, of one queue in one round.
+const ASKED: u64 = 32;
+/// How often leases and quiet periods are looked at.
+const REAP: Duration = Duration::from_secs(1);
+/// A database that came back: so long its leases are left alone, so that whoever holds them can say what became of them.
+const REAP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often old traces of deletions are removed.
+const FORGET: Duration = Duration::from_secs(600);
+
+/// Starts sending; ends at `stop`, after what is under way.
+pub fn start(sender: Sender, stop: CancellationToken, tasks: &TaskTracker) {
+    let scheduler = Scheduler {
+        sender,
+        under_way: Arc::new(Semaphore::new(UNDER_WAY)),
+        tasks: tasks.clone(),
+    };
+    tasks.spawn(scheduler.clone().send_due(stop.clone()));
+    tasks.spawn(scheduler.reap(stop));
+}
+
+#[derive(Clone)]
+struct Scheduler {
+    sender: Sender,
+    under_way: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Scheduler {
+    async fn send_due(self, stop: CancellationToken) {
+        let poll = self.sender.policy.poll;
+        let mut ticks = interval(poll);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut presence = self.sender.store.watch();
+        loop {
+            let next = async {
+                ticks.tick().await;
+                presence.up().await
+            };
+            if stop.run_until_cancelled(next).await != Some(true) {
+                return;
+            }
+            // Without the broker nothing could be sent, and every claim would be given back.
+            if !self.sender.broker_is_up() {
+                continue;
+            }
+            // A round that has begun is finished: rows it claimed are sent or given back.
+            if let Err(error) = self.round(&stop).await {
+                tracing::debug!(%error, "this round of retries ends early");
+            }
+        }
+    }
+
+    async fn round(&self, stop: &CancellationToken) -> Result<(), Error> {
+        let store = &self.sender.store;
+        while store.step_operation().await? == Step::Done {}
+        let policy = &self.sender.policy;
+        // At least one a round, however short the rounds are.
+        let pace = (f64::from(policy.rate) * policy.poll.as_secs_f64()).ceil();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small positive number"
+        )]
+        let pace = (pace as u64).max(1);
+        for queue in store.waiting_queues().await? {
+            for (asked, limit) in [(true, ASKED), (false, pace)] {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                self.claim(&queue, asked, limit).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims what is due in a queue, and sends it.
+    async fn claim(&self, queue: &str, asked: bool, limit: u64) -> Result<(), Error> {
+        // Nothing is claimed that cannot be sent at once: its lease would run.
+        let free = u64::try_from(self.under_way.available_permits()).unwrap_or_default();
+        let limit = limit.min(free);
+        if limit == 0 {
+            return Ok(());
+        }
+        let policy = &self.sender.policy;
+        let claimed_at = Instant::now();
+        let claimed = self
+            .sender
+            .store
+            .claim(queue, asked, limit, policy.lease)
+            .await?;
+        for claimed in claimed {
+            let Ok(permit) = self.under_way.clone().acquire_owned().await else {
+                return Ok(());
+            };
+            let sender = self.sender.clone();
+            self.tasks.spawn(async move {
+                let (_, written) = sender.send(&claimed, claimed_at).await;
+                if let Err(error) = written {
+                    let id = claimed.message.id;
+                    tracing::warn!(%id, %error, "what became of a retry is not stored; its lease ends by itself");
+                }
+                drop(permit);
+            });
+        }
+        Ok(())
+    }
+
+    async fn reap(self, stop: CancellationToken) {
+        let mut presence = self.sender.store.watch();
+        let mut ticks = interval(REAP.min(self.sender.policy.lease));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut forgotten = Instant::now();
+        loop {
+            let was_up = presence.is_up();
+            let next = async {
+                ticks.tick().await;
+                let up = presence.up().await;
+                if !was_up {
+                    tokio::time::sleep(REAP_PATIENCE.min(self.sender.policy.lease)).await;
+                }
+                up
+            };
+            if stop.run_until_cancelled(next).await != Some(true) {
+                return;
+            }
+            match self.sender.store.reap().await {
+                Ok(reaped) if reaped != Reaped::default() => {
+                    tracing::debug!(?reaped, "ended leases and quiet periods");
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "cannot look at leases now"),
+            }
+            if forgotten.elapsed() >= FORGET {
+                forgotten = Instant::now();
+                let _ = self.sender.store.forget_deletions().await;
+            }
+        }
+    }
+}

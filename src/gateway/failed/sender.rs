@@ -1,0 +1,156 @@
+//! Sends a claimed message back to the queue that it failed in, and writes down what became of it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    broker::{Broker, Fate, InDoubt, NotSent, Publish, Receipt},
+    failure::{FailedMessage, schedule::Policy},
+    message::{Message, Value, header},
+    store::{Claimed, Error, Sent, Store},
+};
+
+/// How long a queue that was full is left alone.
+const FULL_AGAIN: Duration = Duration::from_secs(30);
+/// How soon a retry that could not be sent is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How soon an answer that the database did not take is offered again.
+const WRITE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Publishes retries.
+#[derive(Clone)]
+pub struct Sender {
+    broker: Arc<dyn Broker>,
+    pub(super) store: Store,
+    pub(super) policy: Arc<Policy>,
+}
+
+impl Sender {
+    pub fn new(broker: Arc<dyn Broker>, store: Store, policy: Arc<Policy>) -> Self {
+        Self {
+            broker,
+            store,
+            policy,
+        }
+    }
+
+    /// Whether retries can be sent now.
+    pub fn broker_is_up(&self) -> bool {
+        self.broker.links().borrow().publish == crate::broker::LinkState::Up
+    }
+
+    /// Publishes `message` to `queue` and to nothing else. `claimed_at`: when its row was claimed; what is not sent while half
+    /// of the lease is left is not sent at all, so that nobody else sends it at the same time.
+    pub async fn publish(
+        &self,
+        queue: &str,
+        message: Message,
+        claimed_at: Instant,
+    ) -> (Uuid, Fate) {
+        let publish_id = Uuid::now_v7();
+        let (receipt, fate) = Receipt::single();
+        let publish = Publish {
+            publish_id,
+            // Never the original exchange: a fan-out would reach services that did not fail it.
+            exchange: String::new(),
+            routing_key: queue.to_owned(),
+            mandatory: true,
+            message,
+            deadline: claimed_at + self.policy.lease / 2,
+            // As many as the scheduler has under way.
+            admission: None,
+        };
+        self.broker.publish(self.broker.lane(), publish, receipt);
+        let lost = Fate::InDoubt(InDoubt::ConfirmLost);
+        (publish_id, fate.await.unwrap_or(lost))
+    }
+
+    /// Sends a claimed row's message, and writes down what became of it. The fate, and the row as it is then.
+    pub async fn send(
+        &self,
+        claimed: &Claimed,
+        claimed_at: Instant,
+    ) -> (Fate, Result<FailedMessage, Error>) {
+        let row = &claimed.message;
+        let (_, fate) = self.publish(&row.queue, retry_of(row), claimed_at).await;
+        let sent = self.sent(fate);
+        tracing::info!(
+            id = %row.id,
+            queue = row.queue,
+            attempt = row.state.attempt,
+            manual = row.state.manual,
+            ?fate,
+            "retried a failed message"
+        );
+        (fate, self.write(row.id, claimed.token, sent).await)
+    }
+
+    fn sent(&self, fate: Fate) -> Sent {
+        let again_after = match fate {
+            Fate::Confirmed => {
+                return Sent::Confirmed {
+                    quiet_period: self.policy.quiet_period,
+                };
+            }
+            fate if is_hopeless(fate) => return Sent::Returned,
+            Fate::Rejected => FULL_AGAIN,
+            _ => AGAIN,
+        };
+        Sent::NotSent {
+            again_after: Some(again_after.min(self.policy.longest_pause)),
+        }
+    }
+
+    /// Writes what became of it.
+    pub(super) async fn write(
+        &self,
+        id: Uuid,
+        token: Uuid,
+        sent: Sent,
+    ) -> Result<FailedMessage, Error> {
+        let store = &self.store;
+        self.insist(|| store.sent(id, token, sent)).await
+    }
+
+    /// Writes something; while the database is away, as long as a lease is held.
+    pub(super) async fn insist<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        write: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        let end = Instant::now() + self.policy.lease;
+        loop {
+            match write().await {
+                Err(Error::Down | Error::Busy) if Instant::now() < end => {
+                    tokio::time::sleep(WRITE_AGAIN).await;
+                }
+                written => return written,
+            }
+        }
+    }
+}
+
+/// The copy that goes to the consumer: the message as it was published, with its row's id and the number of the attempt, by
+/// which whatever becomes of it is recognised.
+fn retry_of(row: &FailedMessage) -> Message {
+    let mut copy = row.message.clone();
+    let id = Value::text(row.id.to_string());
+    copy.headers.insert(header::FAILED_ID.to_owned(), id);
+    let attempt = Value::I64(row.state.attempt.into());
+    copy.headers.insert(header::ATTEMPT.to_owned(), attempt);
+    if let Some(publish_id) = &row.publish_id {
+        let original = Value::text(publish_id.clone());
+        copy.headers
+            .insert(header::ORIGINAL_PUBLISH_ID.to_owned(), original);
+    }
+    copy
+}
+
+/// Whether trying again by itself makes no sense.
+fn is_hopeless(fate: Fate) -> bool {
+    matches!(
+        fate,
+        Fate::Unroutable | Fate::NotSent(NotSent::HeadersTooLarge)
+    )
+}

@@ -1,0 +1,82 @@
+//! Page tokens: where the next page of a list begins, and of which list, opaque to clients.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+
+use crate::{failure::fingerprint::digest, store::Cursor};
+
+/// Rows of a page when the caller says nothing, and at most.
+pub const DEFAULT_SIZE: u32 = 50;
+pub const MAX_SIZE: u32 = 1_000;
+
+#[derive(Serialize, Deserialize)]
+struct Token {
+    cursor: Cursor,
+    /// What the list is of.
+    list: String,
+}
+
+/// The token is none, or one of another list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadToken;
+
+/// What a list is of: its kind and its filter. Tokens of other lists are refused.
+pub fn list(kind: &str, filter: &impl Serialize) -> String {
+    let filter = serde_json::to_string(filter).unwrap_or_default();
+    digest(&[kind, &filter])
+}
+
+/// The token for what comes after `cursor`; empty at the end.
+pub fn token(cursor: Option<Cursor>, list: &str) -> String {
+    let Some(cursor) = cursor else {
+        return String::new();
+    };
+    let token = Token {
+        cursor,
+        list: list.to_owned(),
+    };
+    URL_SAFE_NO_PAD.encode(rmp_serde::to_vec(&token).unwrap_or_default())
+}
+
+/// Where the page of a token begins; `None`: at the beginning.
+pub fn cursor(token: &str, list: &str) -> Result<Option<Cursor>, BadToken> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| BadToken)?;
+    let token: Token = rmp_serde::from_slice(&bytes).map_err(|_| BadToken)?;
+    if token.list == list {
+        Ok(Some(token.cursor))
+    } else {
+        Err(BadToken)
+    }
+}
+
+/// The size of a page that a caller asks for. `None`: negative.
+pub fn size(asked: i32) -> Option<u32> {
+    match u32::try_from(asked).ok()? {
+        0 => Some(DEFAULT_SIZE),
+        size => Some(size.min(MAX_SIZE)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_leads_on_in_its_own_list_only() {
+        let cursor_at = Cursor {
+            at: chrono::DateTime::from_timestamp_micros(1_700_000_000_123_456).expect("a time"),
+            name: "n".into(),
+        };
+        let mine = list("kind", &"filter");
+        let token = token(Some(cursor_at.clone()), &mine);
+        assert_eq!(cursor(&token, &mine), Ok(Some(cursor_at)));
+        assert_eq!(cursor(&token, &list("kind", &"other")), Err(BadToken));
+        for bad in ["x", "AAAA", "é", &token[1..]] {
+            assert_eq!(cursor(bad, &mine), Err(BadToken), "{bad}");
+        }
+        assert_eq!(cursor("", &mine), Ok(None));
+    }
+}
