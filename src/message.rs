@@ -29,8 +29,10 @@ pub mod header {
     pub const EXCHANGE: &str = "x-courtier-exchange";
     /// On a dead-letter copy: the routing key that it was first published with.
     pub const ROUTING_KEY: &str = "x-courtier-routing-key";
-    /// On a dead-letter copy that no consumer asked for: why it was made, such as `delivery_limit`.
+    /// On a dead-letter copy that no consumer asked for: why the gateway made it, in RabbitMQ's words: [`DELIVERY_LIMIT`].
     pub const REASON: &str = "x-courtier-reason";
+    /// A [`REASON`]: consumer after consumer died with the message.
+    pub const DELIVERY_LIMIT: &str = "delivery_limit";
     /// On an edited copy of a failed message: that failed message.
     pub const EDITED_ID: &str = "x-courtier-edited-id";
     /// On a dead-letter copy: the error's class.

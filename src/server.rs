@@ -17,7 +17,7 @@ use crate::{
     config::{App, Config, Http, TopologyFile},
     failure::schedule::Policy,
     gateway::{Gateway, Limits, failed::FailedMessages},
-    grpc::{self, Health, deadline::DeadlineLayer},
+    grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer},
     http as rest,
     store::{OpenError, Store},
 };
@@ -190,6 +190,7 @@ pub async fn run(
         .http2_keepalive_timeout(Some(http.keepalive_timeout))
         .layer(tower::util::option_layer(cors(&http.cors_origins)?))
         .layer(DeadlineLayer)
+        .layer(HangupLayer)
         .add_routes(routes.prepare())
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),

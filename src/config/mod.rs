@@ -212,6 +212,7 @@ fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
         max_outstanding: reader.number("MAX_OUTSTANDING"),
         max_subscriptions: reader.number("MAX_SUBSCRIPTIONS"),
         shutdown_grace: reader.duration("SHUTDOWN_GRACE"),
+        max_delivery_failures: reader.number("MAX_DELIVERY_FAILURES"),
         dead_letter_ttl: defaults.dead_letter_ttl,
     }
 }

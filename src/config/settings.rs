@@ -168,6 +168,11 @@ pub const SETTINGS: &[Setting] = &[
         "10000",
         "Unsettled deliveries that one subscription may ask for; at most 65535",
     ),
+    setting(
+        "MAX_DELIVERY_FAILURES",
+        "5",
+        "Consumers of one replica that may die, or let the ack deadline pass, with just the same message in their hands before it goes to <queue>.dlq; 0: any number",
+    ),
     setting("MAX_SUBSCRIPTIONS", "10000", "Subscriptions at a time"),
     setting(
         "SHUTDOWN_GRACE",

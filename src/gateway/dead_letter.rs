@@ -88,6 +88,8 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
     // The broker would route further copies by these.
     copy.headers.remove("CC");
     copy.headers.remove("BCC");
+    // Of a death before this one.
+    copy.headers.remove(header::REASON);
     if let Some(id) = copy.headers.remove(header::PUBLISH_ID) {
         // A retry has it already, from the first publish.
         let original = copy.headers.entry(header::ORIGINAL_PUBLISH_ID.to_owned());
@@ -112,6 +114,25 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
         let name = header::DELAY_MS.to_owned();
         copy.headers.insert(name, Value::I64(ms));
     }
+    copy
+}
+
+/// What a copy's error is called when its consumers never said what went wrong.
+pub const POISON: &str = "PoisonMessage";
+
+/// The copy of a message that so many consumers died with, none of which held anything else. It may be retried: perhaps they
+/// were ill, not the message.
+pub fn poisoned(delivery: &Delivery, queue: &str, failures: u32) -> Message {
+    let error = ErrorDetail {
+        kind: POISON.to_owned(),
+        message: format!(
+            "{failures} times in a row a consumer vanished, or let the ack deadline pass, while it held this message and no other"
+        ),
+        stack: String::new(),
+    };
+    let mut copy = copy(delivery, queue, Next::Retry(None), &error);
+    let reason = Value::text(header::DELIVERY_LIMIT);
+    copy.headers.insert(header::REASON.to_owned(), reason);
     copy
 }
 

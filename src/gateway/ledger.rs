@@ -63,6 +63,8 @@ pub struct Ledger {
     nonce: Nonce,
     out: HashMap<Tag, Out>,
     bytes: usize,
+    /// The one that is out, if nothing else was out at any time since it was given.
+    alone: Option<Tag>,
     deadlines: BTreeSet<(Instant, Tag)>,
     settled: HashMap<Tag, Settled>,
     order: VecDeque<Tag>,
@@ -75,6 +77,7 @@ impl Default for Ledger {
             nonce: Nonce::random(),
             out: HashMap::new(),
             bytes: 0,
+            alone: None,
             deadlines: BTreeSet::new(),
             settled: HashMap::new(),
             order: VecDeque::new(),
@@ -99,11 +102,28 @@ impl Ledger {
         self.bytes
     }
 
+    /// The delivery that had no company from when it was given until now.
+    pub fn alone(&self) -> Option<Tag> {
+        self.alone
+    }
+
+    /// A delivery that is out.
+    pub fn delivery(&self, tag: Tag) -> Option<&Delivery> {
+        self.out.get(&tag).map(|out| &*out.delivery)
+    }
+
+    /// What is out and not being settled.
+    pub fn unsettled(&self) -> impl Iterator<Item = Tag> {
+        let open = self.out.iter().filter(|(_, out)| out.under_way.is_none());
+        open.map(|(tag, _)| *tag)
+    }
+
     /// The client gets a delivery. `deadline`: when it goes back unless settled.
     pub fn give(&mut self, delivery: Arc<Delivery>, deadline: Option<Instant>) -> String {
         let tag = delivery.tag;
         self.highest = self.highest.max(tag);
         self.bytes += delivery.message.payload.len();
+        self.alone = self.out.is_empty().then_some(tag);
         self.deadlines.extend(deadline.map(|at| (at, tag)));
         let out = Out {
             delivery,
@@ -166,6 +186,7 @@ impl Ledger {
             return;
         };
         self.bytes -= out.delivery.message.payload.len();
+        self.alone = self.alone.filter(|alone| *alone != tag);
         if let Some(deadline) = out.deadline {
             self.deadlines.remove(&(deadline, tag));
         }
@@ -260,6 +281,22 @@ mod tests {
         ledger.reopen(1, later);
         assert_eq!(ledger.next_deadline(), Some(later));
         assert_eq!(ledger.claim(&id, Settled::Ack), Claim::Open(1));
+    }
+
+    #[test]
+    fn alone_is_what_never_had_company() {
+        let mut ledger = Ledger::default();
+        given(&mut ledger, 1);
+        assert_eq!(ledger.alone(), Some(1));
+        given(&mut ledger, 2);
+        assert_eq!(ledger.alone(), None);
+        ledger.settle(2, Settled::Ack);
+        assert_eq!(ledger.alone(), None);
+        ledger.settle(1, Settled::Ack);
+        given(&mut ledger, 3);
+        assert_eq!(ledger.alone(), Some(3));
+        ledger.settle(3, Settled::Ack);
+        assert_eq!(ledger.alone(), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod page;
 pub mod publish;
 mod session;
 pub mod subscribe;
+mod suspects;
 pub mod validate;
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::failed::FailedMessages;
+use self::{failed::FailedMessages, suspects::Suspects};
 use crate::broker::Broker;
 
 /// What bounds the gateway's work.
@@ -35,6 +36,9 @@ pub struct Limits {
     pub max_subscriptions: usize,
     /// How long settling goes on after the gateway was told to stop.
     pub shutdown_grace: Duration,
+    /// How many consumers may die, or let the ack deadline pass, each with nothing but the same message in its hands, before
+    /// that message is moved to its dead-letter queue; 0: any number.
+    pub max_delivery_failures: u32,
     /// How long a dead letter is kept in a queue that the gateway makes.
     pub dead_letter_ttl: Duration,
 }
@@ -48,6 +52,7 @@ pub struct Gateway {
     /// Payload bytes that may still come in.
     admission: Arc<Semaphore>,
     subscriptions: Arc<Semaphore>,
+    suspects: Arc<Suspects>,
     /// Held while a missing dead-letter queue is made.
     making_queues: Arc<Mutex<()>>,
     /// Cancelled when the gateway is told to stop: streams wind up.
@@ -66,12 +71,14 @@ impl Gateway {
     ) -> Self {
         let admission = Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS));
         let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
+        let suspects = Suspects::new(limits.max_delivery_failures);
         Self {
             broker,
             failed,
             limits: Arc::new(limits),
             admission: Arc::new(admission),
             subscriptions: Arc::new(subscriptions),
+            suspects: Arc::new(suspects),
             making_queues: Arc::default(),
             stopping,
             tasks: TaskTracker::new(),

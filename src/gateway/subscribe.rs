@@ -54,6 +54,8 @@ pub enum Request {
     },
     /// Not a request that may come here: the stream ends.
     Invalid(Invalid),
+    /// No request: the client is gone without a half-close.
+    Gone,
 }
 
 /// A delivery that was not processed. `None`: not a valid nack.
@@ -123,7 +125,7 @@ pub enum Refused {
 
 impl Gateway {
     /// Opens a subscription and serves it in a task of its own. `requests` ends when the client half-closes.
-    /// When the receiver is dropped, the client is gone.
+    /// When the receiver is dropped or a [`Request::Gone`] comes, the client is gone.
     pub async fn subscribe(
         &self,
         start: Start,

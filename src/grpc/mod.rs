@@ -7,6 +7,7 @@ pub mod codec;
 pub mod convert;
 pub mod deadline;
 mod failed_messages;
+pub mod hangup;
 mod health;
 mod publisher;
 pub mod status;

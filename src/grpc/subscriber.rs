@@ -1,8 +1,14 @@
 //! `courtier.v1.Subscriber`.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    task::Poll,
+    time::{Duration, SystemTime},
+};
 
-use futures::{StreamExt, future, stream::BoxStream};
+use futures::{
+    StreamExt, future,
+    stream::{self, BoxStream},
+};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -10,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     convert,
     deadline::Deadline,
+    hangup::Hangup,
     proto::{
         self, Deliveries, Delivery, Draining, Revoked, SettleResults, Started, SubscribeRequest,
         SubscribeResponse, nack::Action as ProtoAction, settle_result::Result as ProtoResult,
@@ -53,6 +60,8 @@ impl Subscriber for Service {
         request: Request<Streaming<SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
+        let hangup = request.extensions().get::<Hangup>().cloned();
+        let hung_up = move || hangup.as_ref().is_some_and(Hangup::happened);
         let mut requests = request.into_inner();
         let patience = Instant::now() + START_TIMEOUT;
         let first = tokio::select! {
@@ -69,7 +78,15 @@ impl Subscriber for Service {
             return Err(status::invalid_request(Invalid::field("request", problem)));
         };
         let start = read_start(start).map_err(status::invalid_request)?;
-        let requests = requests.map(read_request).boxed();
+        let cut = hung_up.clone();
+        let requests = requests.map(move |request| match request {
+            Err(_) if cut() => subscribe::Request::Gone,
+            request => read_request(request),
+        });
+        // However often it is asked: a caller that is gone stays gone.
+        let end =
+            stream::poll_fn(move |_| Poll::Ready(hung_up().then_some(subscribe::Request::Gone)));
+        let requests = requests.chain(end).boxed();
         let end = deadline.map(|deadline| deadline.answer_by);
         let events = self.gateway.subscribe(start, requests, end).await;
         let events = events.map_err(|refused| Status::from(Failure::of_refusal(refused)))?;
@@ -98,7 +115,6 @@ fn read_start(start: proto::Start) -> Result<Start, Invalid> {
 fn read_request(request: Result<SubscribeRequest, Status>) -> subscribe::Request {
     let request = match request {
         Ok(request) => request.request,
-        // Or the client is gone; then nobody reads this.
         Err(status) => {
             let problem = format!("cannot be read: {}", status.message());
             return subscribe::Request::Invalid(Invalid::field("request", problem));

@@ -2,7 +2,12 @@
 //!
 //! A test is a function over [`On`], the broker behind the gateway; [`on_both!`] makes a test of it for each.
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{
+    net::{Shutdown, TcpStream},
+    ops::Deref,
+    sync::Arc,
+    time::Duration,
+};
 
 use courtier::{
     broker::{
@@ -16,10 +21,11 @@ use courtier::{
         Revoked, Settle, SettleResults, Start, SubscribeRequest, SubscribeResponse,
         message::Payload, nack::Action, publisher_client::PublisherClient,
         settle_result::Result as SettleResult, subscribe_request::Request,
-        subscribe_response::Response,
+        subscribe_response::Response, subscriber_client::SubscriberClient,
     },
     server::ServeError,
 };
+use hyper_util::rt::TokioIo;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
@@ -200,17 +206,13 @@ impl Front {
             ..from(&[queue])
         };
         let mut stream = self.subscribe(most).await;
-        let (mut drained, mut unsettled) = (Vec::new(), Vec::new());
+        let mut drained = Vec::new();
         loop {
             let delivery = stream.delivery().await;
-            unsettled.push(delivery.ack_id.clone());
+            // At once: what a client that vanished had comes one by one.
+            stream.send(ack(&[&delivery.ack_id]));
             let is_end = body(&delivery) == end;
             drained.push(delivery);
-            if is_end || unsettled.len() == 1_000 {
-                let ids: Vec<_> = unsettled.iter().map(String::as_str).collect();
-                stream.send(ack(&ids));
-                unsettled.clear();
-            }
             if is_end {
                 break;
             }
@@ -226,6 +228,24 @@ impl Front {
     pub async fn drain_bodies(&self, queue: &str) -> Vec<String> {
         bodies(&self.drain(queue).await)
     }
+}
+
+/// A connection, and its socket to break it off.
+async fn connect_apart(address: &str) -> (Channel, TcpStream) {
+    let socket = TcpStream::connect(address).expect("the server listens");
+    let ours = socket.try_clone().expect("a second handle");
+    socket.set_nonblocking(true).expect("a socket");
+    let socket = tokio::net::TcpStream::from_std(socket).expect("a socket");
+    let mut once = Some(TokioIo::new(socket));
+    let connector = tower::service_fn(move |_| {
+        std::future::ready(
+            once.take()
+                .ok_or_else(|| std::io::Error::other("it broke off")),
+        )
+    });
+    let endpoint = Channel::from_shared(format!("http://{address}")).expect("a valid URL");
+    let channel = endpoint.connect_with_connector(connector).await;
+    (channel.expect("the server listens"), ours)
 }
 
 /// Waits for what must happen.
@@ -334,6 +354,7 @@ pub struct Stream {
     responses: Streaming<SubscribeResponse>,
     /// Received with one that was asked for, in order.
     ready: std::collections::VecDeque<Delivery>,
+    socket: TcpStream,
     pub started: courtier::grpc::proto::Started,
 }
 
@@ -353,7 +374,8 @@ impl Stream {
             let request = Some(request);
             requests.send(SubscribeRequest { request }).expect("open");
         }
-        let mut client = gateway.subscriber().await;
+        let (channel, socket) = connect_apart(&gateway.address).await;
+        let mut client = SubscriberClient::new(channel);
         let requests_stream = UnboundedReceiverStream::new(receiver);
         let mut responses = timely(client.subscribe(requests_stream))
             .await?
@@ -363,6 +385,7 @@ impl Stream {
                 requests,
                 responses,
                 ready: [].into(),
+                socket,
                 started,
             }),
             other => panic!("Started comes first, not {other:?}"),
@@ -446,6 +469,12 @@ impl Stream {
             ack_deadline: to,
         }));
         self.results(ack_ids.len()).await
+    }
+
+    /// Dies, as a process does: its connection breaks off, and nothing is said any more.
+    pub fn die(self) {
+        let broken = self.socket.shutdown(Shutdown::Both);
+        broken.expect("it was connected");
     }
 
     /// Says that there is nothing more to say.

@@ -16,6 +16,7 @@ mod load;
 mod native;
 mod outage;
 mod patient;
+mod poison;
 mod process;
 mod publish;
 mod publish_many;

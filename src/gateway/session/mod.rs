@@ -4,6 +4,7 @@
 //! outbox is empty. So ack deadlines run, and settles are carried out, also when the client does not read. What the broker sent
 //! beyond that goes back after the same time: a client that hangs holds nothing for ever.
 
+mod quarantine;
 mod settle;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -14,6 +15,7 @@ use tokio::{
     time::Instant,
 };
 
+use self::quarantine::{Quarantine, Taken};
 use super::{
     Gateway,
     dead_letter::NotStored,
@@ -53,8 +55,9 @@ pub(super) struct Session {
     outbox: VecDeque<Event>,
     events: mpsc::Sender<Event>,
     copies: FuturesUnordered<BoxFuture<'static, CopyDone>>,
-    /// A delivery that was taken and exceeds the credit.
-    held: Option<Delivery>,
+    /// A delivery that was taken and exceeds the credit, or must travel alone.
+    held: Option<Taken>,
+    quarantine: Quarantine,
     /// With `auto_ack`: deliveries of the event that is with the transport.
     handed: Vec<Tag>,
     delivered: u64,
@@ -94,6 +97,7 @@ impl Session {
             events,
             copies: FuturesUnordered::new(),
             held: None,
+            quarantine: Quarantine::default(),
             handed: Vec::new(),
             delivered: 0,
             phase: Phase::Running,
@@ -106,12 +110,36 @@ impl Session {
     }
 
     /// Serves until it is over, and winds up.
-    pub(super) async fn serve(mut self, requests: impl Stream<Item = Request> + Send + Unpin) {
-        let over = self.run(requests).await;
+    pub(super) async fn serve(mut self, mut requests: impl Stream<Item = Request> + Send + Unpin) {
+        let mut over = self.run(&mut requests).await;
+        if matches!(over, Over::Gone) {
+            over = self.last_settles(requests).await;
+        }
         self.close(over).await;
     }
 
-    async fn run(&mut self, mut requests: impl Stream<Item = Request> + Send + Unpin) -> Over {
+    /// Carries out what a client that is gone had still said.
+    async fn last_settles(&mut self, mut requests: impl Stream<Item = Request> + Unpin) -> Over {
+        while !self.last_word
+            && let Some(request) = requests.next().now_or_never()
+        {
+            match request {
+                Some(request) => {
+                    if let Err(over) = self.on_requests(vec![request]).await {
+                        if !matches!(over, Over::Gone) {
+                            return over;
+                        }
+                        break;
+                    }
+                }
+                None => self.last_word = true,
+            }
+        }
+        self.vanished();
+        Over::Gone
+    }
+
+    async fn run(&mut self, requests: &mut (impl Stream<Item = Request> + Send + Unpin)) -> Over {
         let stopping = self.gateway.stopping.clone();
         let mut listening = true;
         loop {
@@ -138,6 +166,8 @@ impl Session {
                 },
                 () = until(timer), if timer.is_some() => self.on_timer().await,
                 Some(copied) = self.copies.next() => self.on_copied(copied).await,
+                Some(moved) = self.quarantine.moving.next() => self.on_moved(moved).await,
+                Some(tag) = self.quarantine.resting.next() => self.on_rested(tag).await,
                 request = requests.next(), if listening && self.outbox.len() < OUTBOX => match request {
                     Some(request) => {
                         // What has arrived together is settled together: one frame to the broker instead of many.
@@ -194,7 +224,8 @@ impl Session {
 
     fn has_credit(&self) -> bool {
         let out = u32::try_from(self.ledger.len()).unwrap_or(u32::MAX);
-        self.delivered < self.plan.max_messages
+        !self.is_isolating()
+            && self.delivered < self.plan.max_messages
             && out < self.plan.max_outstanding
             && self.ledger.bytes() < self.plan.max_bytes
     }
@@ -205,11 +236,11 @@ impl Session {
         self.ready_to_take() && (self.has_credit() || self.plan.queues.len() == 1)
     }
 
-    /// Whether the client may have this one; the first of all fits however large it is.
-    fn fits(&self, delivery: &Delivery) -> bool {
-        let size = delivery.message.payload.len();
-        self.has_credit()
-            && (self.ledger.is_empty() || self.ledger.bytes() + size <= self.plan.max_bytes)
+    /// Whether the client may have this one now; the first of all fits however large it is, and whatever it is suspected of.
+    fn fits(&self, taken: &Taken) -> bool {
+        let size = taken.delivery.message.payload.len();
+        let joins = || self.ledger.bytes() + size <= self.plan.max_bytes && !self.isolates(taken);
+        self.has_credit() && (self.ledger.is_empty() || joins())
     }
 
     fn next_timer(&self) -> Option<Instant> {
@@ -235,7 +266,8 @@ impl Session {
     /// Returns what the broker sent and the client was not yet given.
     async fn give_back(&mut self) -> Result<(), Over> {
         self.unread_since = None;
-        let mut tags: Vec<Tag> = self.held.take().map(|held| held.tag).into_iter().collect();
+        let held = self.held.take().map(|held| held.delivery.tag);
+        let mut tags: Vec<Tag> = held.into_iter().collect();
         while let Some(taken) = self.subscription.try_next() {
             tags.push(taken.map_err(|ended| self.over(ended))?.tag);
         }
@@ -265,9 +297,7 @@ impl Session {
             .requeue(&overdue)
             .await
             .map_err(|ended| self.over(ended))?;
-        for tag in &overdue {
-            self.ledger.settle(*tag, Settled::Lapsed);
-        }
+        self.lapsed(&overdue);
         let ack_ids = overdue.iter().map(|tag| self.ledger.ack_id(*tag));
         self.outbox.push_back(Event::Revoked(ack_ids.collect()));
         self.release_held();
@@ -293,7 +323,7 @@ impl Session {
                 .await
                 .map_err(|ended| self.over(ended))?;
             for tag in taken {
-                self.ledger.settle(tag, Settled::Automatic);
+                self.settled(tag, Settled::Automatic);
             }
             self.release_held();
         }
@@ -308,18 +338,20 @@ impl Session {
         while let Some(taken) = next {
             match taken {
                 Ok(delivery) => {
-                    let size = delivery.message.payload.len();
-                    if !self.fits(&delivery) {
-                        self.held = Some(delivery);
-                        break;
+                    if let Some(taken) = self.examine(delivery) {
+                        let size = taken.delivery.message.payload.len();
+                        if !self.fits(&taken) {
+                            self.held = Some(taken);
+                            break;
+                        }
+                        if !batch.is_empty() && bytes + size > BATCH_BYTES {
+                            // The outbox is no longer empty, so this one is the last.
+                            let full = std::mem::take(&mut batch);
+                            self.outbox.push_back(Event::Deliveries(full));
+                        }
+                        bytes += size;
+                        batch.push(self.give(taken));
                     }
-                    if !batch.is_empty() && bytes + size > BATCH_BYTES {
-                        // The outbox is no longer empty, so this one is the last.
-                        let full = std::mem::take(&mut batch);
-                        self.outbox.push_back(Event::Deliveries(full));
-                    }
-                    bytes += size;
-                    batch.push(self.give(delivery));
                 }
                 Err(end) => {
                     ended = Some(end);
@@ -342,7 +374,9 @@ impl Session {
         }
     }
 
-    fn give(&mut self, delivery: Delivery) -> Given {
+    fn give(&mut self, taken: Taken) -> Given {
+        self.note_suspect(taken.delivery.tag, &taken);
+        let delivery = taken.delivery;
         let deadline = (!self.plan.auto_ack).then_some(self.plan.ack_deadline);
         let queue = self.plan.queues.get(delivery.queue).cloned();
         let delivery = Arc::new(delivery);
@@ -361,9 +395,9 @@ impl Session {
     fn release_held(&mut self) {
         if self.takes_more()
             && self.held.as_ref().is_some_and(|held| self.fits(held))
-            && let Some(delivery) = self.held.take()
+            && let Some(taken) = self.held.take()
         {
-            let given = self.give(delivery);
+            let given = self.give(taken);
             self.outbox.push_back(Event::Deliveries(vec![given]));
         }
     }
@@ -407,6 +441,7 @@ impl Session {
                 break;
             }
         }
+        self.finish_moves().await;
         self.subscription.close().await;
         let Over::End(end) = over else { return };
         let last = async {

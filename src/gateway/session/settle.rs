@@ -23,7 +23,7 @@ impl Request {
         let ids = match self {
             Self::Settle { acks, nacks } => acks.len() + nacks.len(),
             Self::Extend { ack_ids, .. } => ack_ids.len(),
-            Self::Invalid(_) => 0,
+            Self::Invalid(_) | Self::Gone => 0,
         };
         ids.max(1)
     }
@@ -44,6 +44,7 @@ impl Session {
     pub(super) async fn on_requests(&mut self, requests: Vec<Request>) -> Result<(), Over> {
         let mut results = Vec::new();
         let (mut acked, mut requeued) = (Vec::new(), Vec::new());
+        let mut over = None;
         for request in requests {
             match request {
                 Request::Settle { acks, nacks } => {
@@ -77,7 +78,12 @@ impl Session {
                         (ack_id, result)
                     }));
                 }
-                Request::Invalid(invalid) => return Err(Over::End(End::Invalid(invalid))),
+                // What came before it is carried out.
+                Request::Invalid(invalid) => over = Some(Over::End(End::Invalid(invalid))),
+                Request::Gone => over = Some(Over::Gone),
+            }
+            if over.is_some() {
+                break;
             }
         }
         if !acked.is_empty() {
@@ -91,6 +97,9 @@ impl Session {
                 .requeue(&requeued)
                 .await
                 .map_err(|ended| self.over(ended))?;
+        }
+        if let Some(over) = over {
+            return Err(over);
         }
         let mut results = results.into_iter().peekable();
         while results.peek().is_some() {
@@ -106,7 +115,7 @@ impl Session {
         match self.ledger.claim(ack_id, how) {
             Claim::Open(_) if self.plan.auto_ack => SettleResult::AlreadySettled,
             Claim::Open(tag) => {
-                self.ledger.settle(tag, how);
+                self.settled(tag, how);
                 tags.push(tag);
                 SettleResult::Ok
             }
@@ -166,7 +175,7 @@ impl Session {
                     .ack(&[tag])
                     .await
                     .map_err(|ended| self.over(ended))?;
-                self.ledger.settle(tag, how);
+                self.settled(tag, how);
                 SettleResult::Ok
             }
             Err(error) => {
