@@ -51,6 +51,8 @@ pub struct Queue {
     pub max_length: Option<u64>,
     /// Classic queues only; 1 to 255.
     pub max_priority: Option<u8>,
+    /// Quorum queues only: a message that came back more often is dead-lettered, or dropped without a `dead_letter`.
+    pub delivery_limit: Option<u32>,
     /// Exchange and routing key for rejected and expired messages. A queue with a `max_length` refuses
     /// publishes when full (`reject-publish`), so that the publisher is told.
     pub dead_letter: Option<DeadLetter>,
@@ -106,6 +108,7 @@ impl Queue {
             message_ttl: None,
             max_length: None,
             max_priority: None,
+            delivery_limit: None,
             dead_letter: None,
         }
     }
@@ -113,6 +116,11 @@ impl Queue {
 
 /// Most ready messages of a work queue before it refuses more, unless the file says otherwise.
 const DEFAULT_MAX_LENGTH: u64 = 10_000;
+
+/// How often a message of a quorum queue may come back, unless the file says otherwise. It bounds what consumers that are not
+/// the gateway's do to a message that kills them. Above a usual prefetch: whatever a dying consumer was sent comes back and is
+/// counted, also what it never looked at.
+const DEFAULT_DELIVERY_LIMIT: u32 = 200;
 
 /// Why a topology file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +166,8 @@ struct FileQueue {
     /// 0: no limit.
     max_length: Option<u64>,
     max_priority: Option<u8>,
+    /// 0: no limit.
+    delivery_limit: Option<u32>,
     #[serde(default = "yes")]
     dead_letter: bool,
 }
@@ -259,6 +269,17 @@ impl Topology {
             }
         };
         let max_length = Some(queue.max_length.unwrap_or(DEFAULT_MAX_LENGTH)).filter(|n| *n > 0);
+        let delivery_limit = match (queue.delivery_limit, kind) {
+            (Some(_), QueueKind::Classic) => {
+                return Err(bad(
+                    "classic queues count no deliveries: delivery_limit is for quorum queues",
+                ));
+            }
+            (Some(limit), QueueKind::Quorum) => Some(limit).filter(|limit| *limit > 0),
+            // Without a dead-letter queue, what is beyond the limit would be lost.
+            (None, QueueKind::Quorum) => queue.dead_letter.then_some(DEFAULT_DELIVERY_LIMIT),
+            (None, QueueKind::Classic) => None,
+        };
         let dead_letter = queue.dead_letter.then(|| DeadLetter {
             exchange: DEAD_LETTER_EXCHANGE.to_owned(),
             routing_key: queue.name.clone(),
@@ -283,6 +304,7 @@ impl Topology {
             message_ttl,
             max_length,
             max_priority: queue.max_priority,
+            delivery_limit,
             dead_letter,
         });
         Ok(())
@@ -342,12 +364,33 @@ mod tests {
     }
 
     #[test]
+    fn deliveries_are_limited_where_the_dead_letter_is_kept() {
+        let limit = |settings: &str| {
+            let text = format!("[[queues]]\nname = \"q\"\n{settings}");
+            let topology = Topology::parse(&text, &DEFAULTS).expect("valid");
+            let queue = topology.queues.iter().find(|queue| queue.name == "q");
+            queue.and_then(|queue| queue.delivery_limit)
+        };
+        assert_eq!(limit(""), Some(200));
+        assert_eq!(limit("delivery_limit = 7"), Some(7));
+        assert_eq!(limit("delivery_limit = 0"), None);
+        assert_eq!(limit("dead_letter = false"), None);
+        assert_eq!(limit("dead_letter = false\ndelivery_limit = 7"), Some(7));
+        assert_eq!(limit("type = \"classic\""), None);
+        assert_eq!(limit("max_priority = 5"), None);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let cases = [
             ("[[queues]]\nname = \"amq.q\"", "amq."),
             (
                 "[[queues]]\nname = \"q\"\ntype = \"quorum\"\nmax_priority = 5",
                 "priorities",
+            ),
+            (
+                "[[queues]]\nname = \"q\"\ntype = \"classic\"\ndelivery_limit = 5",
+                "delivery_limit",
             ),
             ("[[queues]]\nname = \"q\"\nmessage_ttl = \"soon\"", "soon"),
             ("[[queue]]\nname = \"q\"", "unknown field"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
+    death,
     queue::Consumer,
     state::State,
     subscriber::{Subscriber, Taken},
@@ -98,9 +99,11 @@ impl State {
                 });
             }
             if how == Settle::Requeue {
-                let mut entry = released.entry;
-                entry.redelivered = true;
-                queue.put_back(entry);
+                let died = queue.take_back(released.entry);
+                if let (Some(entry), Some(to)) = (died, &queue.declared.dead_letter) {
+                    let letter = death::letter(&entry.envelope, name, death::DELIVERY_LIMIT, to);
+                    self.dead.push_back(letter);
+                }
             }
             if touched.last() != Some(name) {
                 touched.push(name.clone());

@@ -1,8 +1,8 @@
 //! Dead-lettering: the headers that tell of it, and the loops it must not enter.
 //! <https://www.rabbitmq.com/docs/dlx#effects>
 //!
-//! The one death that this broker knows is expiry: a full queue refuses publishes instead of dropping its head, and a
-//! consumer cannot reject.
+//! The deaths that this broker knows are expiry and, in quorum queues, too many deliveries: a full queue refuses publishes
+//! instead of dropping its head, and a consumer cannot reject.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,19 +13,20 @@ use crate::{
 };
 
 const DEATHS: &str = "x-death";
-const EXPIRED: &str = "expired";
+pub(super) const EXPIRED: &str = "expired";
+pub(super) const DELIVERY_LIMIT: &str = "delivery_limit";
 const REJECTED: &str = "rejected";
 
-/// The dead letter of a message that expired in `queue`. It lives on without its expiration.
-pub(super) fn letter(envelope: &Envelope, queue: &str, to: &DeadLetter) -> Envelope {
+/// The dead letter of a message that died in `queue`. It lives on without its expiration.
+pub(super) fn letter(envelope: &Envelope, queue: &str, reason: &str, to: &DeadLetter) -> Envelope {
     let mut headers = envelope.message.headers.clone();
     let mut deaths = deaths(&headers).to_vec();
-    record(&mut deaths, envelope, queue);
+    record(&mut deaths, envelope, queue, reason);
     headers.insert(DEATHS.to_owned(), Value::Array(deaths));
     for (name, text) in [
         ("x-first-death-exchange", envelope.exchange.as_str()),
         ("x-first-death-queue", queue),
-        ("x-first-death-reason", EXPIRED),
+        ("x-first-death-reason", reason),
     ] {
         headers
             .entry(name.to_owned())
@@ -42,7 +43,7 @@ pub(super) fn letter(envelope: &Envelope, queue: &str, to: &DeadLetter) -> Envel
     }
 }
 
-/// Whether a message with these headers would come into `queue` again by expiry alone. It is dropped then: nobody would
+/// Whether a message with these headers would come into `queue` again without a rejection. It is dropped then: nobody would
 /// ever see it, and it would go round for ever. A rejection since its first death in `queue` shows that somebody did.
 pub(super) fn is_loop(headers: &Table, queue: &str) -> bool {
     let deaths = deaths(headers);
@@ -57,27 +58,27 @@ pub(super) fn is_loop(headers: &Table, queue: &str) -> bool {
     deaths[..=latest].iter().all(by_itself)
 }
 
-/// Counts a further death in the same queue, and puts the latest one first.
-fn record(deaths: &mut Vec<Value>, envelope: &Envelope, queue: &str) {
-    let same = |death: &Value| has(death, "queue", queue) && has(death, "reason", EXPIRED);
+/// Counts a further death in the same queue for the same reason, and puts the latest one first.
+fn record(deaths: &mut Vec<Value>, envelope: &Envelope, queue: &str, reason: &str) {
+    let same = |death: &Value| has(death, "queue", queue) && has(death, "reason", reason);
     let death = match deaths.iter().position(same).map(|at| deaths.remove(at)) {
         Some(Value::Table(mut known)) => {
             let count = known.get("count").and_then(Value::as_integer).unwrap_or(0);
             known.insert("count".to_owned(), Value::I64(count.saturating_add(1)));
             known
         }
-        _ => first_death(envelope, queue),
+        _ => first_death(envelope, queue, reason),
     };
     deaths.insert(0, Value::Table(death));
 }
 
-fn first_death(envelope: &Envelope, queue: &str) -> Table {
+fn first_death(envelope: &Envelope, queue: &str, reason: &str) -> Table {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     let seconds = since_1970.map_or(0, |since| since.as_secs());
     let routing_keys = vec![Value::text(&envelope.routing_key)];
     let mut death = Table::from([
         ("count".to_owned(), Value::I64(1)),
-        ("reason".to_owned(), Value::text(EXPIRED)),
+        ("reason".to_owned(), Value::text(reason)),
         ("queue".to_owned(), Value::text(queue)),
         ("exchange".to_owned(), Value::text(&envelope.exchange)),
         ("routing-keys".to_owned(), Value::Array(routing_keys)),
@@ -139,8 +140,8 @@ mod tests {
 
     #[test]
     fn the_first_death_stays_on_record_and_the_latest_is_first() {
-        let once = letter(&published(), "work", &to());
-        let twice = letter(&once, "delay", &to());
+        let once = letter(&published(), "work", EXPIRED, &to());
+        let twice = letter(&once, "delay", EXPIRED, &to());
         let headers = &twice.message.headers;
         assert_eq!(headers["x-first-death-queue"], Value::text("work"));
         assert_eq!(headers["x-first-death-exchange"], Value::text("orders"));
@@ -154,9 +155,9 @@ mod tests {
 
     #[test]
     fn a_further_death_in_the_same_queue_is_counted() {
-        let once = letter(&published(), "work", &to());
-        let other = letter(&once, "delay", &to());
-        let again = letter(&other, "work", &to());
+        let once = letter(&published(), "work", EXPIRED, &to());
+        let other = letter(&once, "delay", EXPIRED, &to());
+        let again = letter(&other, "work", EXPIRED, &to());
         let [Value::Table(latest), _] = deaths(&again.message.headers) else {
             panic!("two deaths expected: {:?}", again.message.headers);
         };

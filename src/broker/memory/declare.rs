@@ -97,6 +97,11 @@ fn queue_differences(wanted: &topology::Queue, existing: &topology::Queue) -> Ve
         inequivalent("x-max-length", wanted.max_length, existing.max_length),
         inequivalent("x-max-priority", wanted.max_priority, existing.max_priority),
         inequivalent(
+            "x-delivery-limit",
+            wanted.delivery_limit,
+            existing.delivery_limit,
+        ),
+        inequivalent(
             "x-dead-letter-exchange",
             wanted_letter.map(|to| &to.exchange),
             letter.map(|to| &to.exchange),

@@ -2,10 +2,10 @@
 //!
 //! It keeps nothing after the process ends, whatever was confirmed. Until then it promises what RabbitMQ 3.10 does:
 //! the default, direct, topic, fanout and headers exchanges; queues with priorities, time to live of queues and
-//! messages, dead-lettering of what expires, and a maximum length that refuses publishes; prefetch, redelivery in the
-//! old place, and turns among the consumers of one queue. `tests/it/contract/` holds both brokers to it.
+//! messages, the delivery limit of quorum queues, dead-lettering of what died of either, and a maximum length that refuses
+//! publishes; prefetch, redelivery in the old place, and turns among the consumers of one queue. `tests/it/contract/` holds both brokers to it.
 //!
-//! It differs in this: quorum and classic queues are the same thing; the default exchange is the only one that it
+//! It differs in this: quorum and classic queues are the same thing but for the delivery limit; the default exchange is the only one that it
 //! predeclares; `CC` and `BCC` headers route nothing; memory is bounded by the queues' own limits only.
 
 mod consume;

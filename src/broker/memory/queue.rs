@@ -9,7 +9,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{broker::topology, message::Message};
+use crate::{
+    broker::topology::{self, QueueKind},
+    message::Message,
+};
 
 /// A message as it was published or dead-lettered, shared by all queues that hold it.
 pub(super) struct Envelope {
@@ -22,6 +25,8 @@ pub(super) struct Envelope {
 pub(super) struct Entry {
     pub(super) envelope: Arc<Envelope>,
     pub(super) redelivered: bool,
+    /// In a quorum queue: how often it came back.
+    pub(super) returns: u32,
     expires: Option<Instant>,
     position: Position,
 }
@@ -81,6 +86,7 @@ impl Queue {
         self.arrivals += 1;
         self.put_back(Entry {
             redelivered: false,
+            returns: 0,
             // A time to live beyond the clock's range is one that never ends.
             expires: ttl.and_then(|ttl| now.checked_add(ttl)),
             position: Position {
@@ -94,6 +100,20 @@ impl Queue {
     /// Puts a message where it was.
     pub(super) fn put_back(&mut self, entry: Entry) {
         self.ready.insert(entry.position, entry);
+    }
+
+    /// Takes back what a consumer had. Answers what is beyond the delivery limit instead: it has died.
+    pub(super) fn take_back(&mut self, mut entry: Entry) -> Option<Entry> {
+        entry.redelivered = true;
+        if self.declared.kind == QueueKind::Quorum {
+            entry.returns = entry.returns.saturating_add(1);
+        }
+        let limit = self.declared.delivery_limit;
+        if limit.is_some_and(|limit| entry.returns > limit) {
+            return Some(entry);
+        }
+        self.put_back(entry);
+        None
     }
 
     pub(super) fn pop(&mut self) -> Option<Entry> {
@@ -116,7 +136,6 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::topology::QueueKind;
 
     fn queue() -> Queue {
         Queue::new(topology::Queue {

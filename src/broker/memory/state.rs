@@ -26,7 +26,7 @@ pub(super) struct State {
     pub(super) last_subscriber: u64,
     pub(super) closed: bool,
     /// On their way to a dead-letter exchange; empty whenever the lock is free.
-    dead: VecDeque<Envelope>,
+    pub(super) dead: VecDeque<Envelope>,
     alarm: Alarm,
 }
 
@@ -110,7 +110,7 @@ impl State {
         loop {
             while let Some(expired) = queue.pop_expired(now) {
                 if let Some(to) = &queue.declared.dead_letter {
-                    let letter = death::letter(&expired.envelope, name, to);
+                    let letter = death::letter(&expired.envelope, name, death::EXPIRED, to);
                     self.dead.push_back(letter);
                 }
             }

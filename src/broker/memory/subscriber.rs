@@ -39,6 +39,7 @@ pub(super) struct Taken {
     pub(super) tag: Tag,
     pub(super) feed: usize,
     pub(super) redelivered: bool,
+    pub(super) returns: u32,
     pub(super) envelope: Arc<Envelope>,
 }
 
@@ -99,6 +100,7 @@ impl Subscriber {
             tag,
             feed: *feed,
             redelivered: entry.redelivered,
+            returns: entry.returns,
             envelope: entry.envelope.clone(),
         }))
     }

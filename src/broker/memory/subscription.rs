@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Shared, consume::Settle, subscriber::Taken};
-use crate::broker::{Delivery, Ended, Error, Subscribe, Subscription, Tag};
+use crate::{
+    broker::{Delivery, Ended, Error, Subscribe, Subscription, Tag},
+    message::Value,
+};
 
 pub(super) struct MemorySubscription {
     shared: Arc<Shared>,
@@ -74,13 +77,22 @@ impl Drop for MemorySubscription {
     }
 }
 
+/// What a quorum queue tells of a message that came back before
+/// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
 fn delivery(taken: Taken) -> Delivery {
+    let mut message = taken.envelope.message.clone();
+    if taken.returns > 0 {
+        let count = Value::I64(taken.returns.into());
+        message.headers.insert(DELIVERY_COUNT.to_owned(), count);
+    }
     Delivery {
         tag: taken.tag,
         queue: taken.feed,
         exchange: taken.envelope.exchange.clone(),
         routing_key: taken.envelope.routing_key.clone(),
         redelivered: taken.redelivered,
-        message: taken.envelope.message.clone(),
+        message,
     }
 }

@@ -111,6 +111,9 @@ fn arguments(queue: &Queue) -> FieldTable {
     if let Some(priority) = queue.max_priority {
         set("x-max-priority", number(priority.into()));
     }
+    if let Some(limit) = queue.delivery_limit {
+        set("x-delivery-limit", number(limit.into()));
+    }
     if let Some(to) = &queue.dead_letter {
         set("x-dead-letter-exchange", text(&to.exchange));
         set("x-dead-letter-routing-key", text(&to.routing_key));

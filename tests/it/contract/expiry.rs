@@ -22,7 +22,7 @@ async fn declare_dead_lettering(f: &Fixture, ttl: Duration) {
 }
 
 /// The latest entry of a dead letter's history.
-fn latest_death(delivery: &Delivery) -> &Table {
+pub fn latest_death(delivery: &Delivery) -> &Table {
     match delivery.message.headers.get("x-death") {
         Some(Value::Array(deaths)) => match deaths.first() {
             Some(Value::Table(death)) => death,

@@ -13,6 +13,7 @@
 //! To add a case, write the function and add its name to the list in [`contract_suite!`].
 
 mod consuming;
+mod delivery_limit;
 mod expiry;
 mod publishing;
 
@@ -40,7 +41,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::{consuming::*, expiry::*, publishing::*};
+pub use self::{consuming::*, delivery_limit::*, expiry::*, publishing::*};
 
 /// How long a case waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -81,6 +82,8 @@ macro_rules! contract_suite {
                 an_expired_message_is_dead_lettered_with_its_history
                 the_time_to_live_of_a_message_counts_when_it_is_the_shorter
                 a_message_that_expires_without_dead_lettering_makes_room
+                a_message_beyond_its_delivery_limit_is_dead_lettered
+                every_return_counts_also_of_a_neighbour
                 declaring_anew_with_other_arguments_is_a_difference_and_changes_nothing
                 closing_ends_subscriptions_and_refuses_publishes
             }
