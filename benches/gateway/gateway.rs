@@ -46,6 +46,8 @@ impl Gateway {
                 "warn",
             ])
             .stderr(Stdio::piped());
+        let data = tempfile::TempDir::new()?;
+        command.env("DATA_DIR", data.path());
         let topology = std::env::temp_dir().join(format!("courtier-bench-{port}.toml"));
         match amqp_url {
             Some(url) => command.env("RABBITMQ_URL", url),

@@ -57,7 +57,9 @@ impl Store {
     /// an error.
     pub async fn open(options: Options, patience: Duration) -> Result<Self, OpenError> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let link = Link::start(options, patience, stop.clone(), &tasks).await?;
+        // Boxed, because the migrations in it make it a deep type for whoever awaits it.
+        let opening = Link::start(options, patience, stop.clone(), &tasks);
+        let link = Box::pin(opening).await?;
         Ok(Self { link, stop, tasks })
     }
 

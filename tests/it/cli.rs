@@ -738,7 +738,11 @@ async fn a_printed_configuration_hides_secrets_and_says_where_each_value_is_from
 async fn what_serve_prints_as_next_steps_works_as_printed() {
     let topology = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/topology.toml");
     let mut command = courtier(&["serve", "--app-port=0", "--topology-file", topology]);
-    command.stderr(Stdio::piped()).env("RUST_LOG", "off");
+    let data = tempfile::TempDir::new().expect("a temporary folder");
+    command
+        .stderr(Stdio::piped())
+        .env("RUST_LOG", "off")
+        .env("DATA_DIR", data.path());
     let mut server = command.spawn().expect("started");
     let mut lines = BufReader::new(server.stderr.take().expect("piped")).lines();
     let mut steps = Vec::new();

@@ -31,7 +31,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::harness::{Gateway, PATIENCE, connect};
+use crate::harness::{Gateway, PATIENCE, Setup, connect};
 
 /// Makes a test of each case for the embedded broker and for RabbitMQ.
 macro_rules! on_both {
@@ -66,6 +66,16 @@ impl On {
     }
 
     pub async fn gateway_with(self, change: impl FnOnce(&mut Limits)) -> Front {
+        self.gateway_set_up(|setup| change(&mut setup.config.limits))
+            .await
+    }
+
+    /// A gateway that collects no dead letters, because its database is away: they stay where they can be looked at.
+    pub async fn gateway_without_database(self) -> Front {
+        self.gateway_set_up(Setup::without_database).await
+    }
+
+    pub async fn gateway_set_up(self, change: impl FnOnce(&mut Setup)) -> Front {
         match self {
             Self::Embedded => {
                 let memory = MemoryBroker::new();
@@ -95,9 +105,9 @@ impl Front {
     pub async fn of(
         broker: Arc<dyn Broker>,
         memory: Option<Arc<MemoryBroker>>,
-        change: impl FnOnce(&mut Limits),
+        change: impl FnOnce(&mut Setup),
     ) -> Self {
-        let gateway = Gateway::start(broker, change).await;
+        let gateway = Gateway::start_with(broker, change).await;
         let publisher = gateway.publisher().await;
         Self {
             gateway,

@@ -37,6 +37,14 @@ pub struct Setup {
     pub managed: Vec<String>,
 }
 
+impl Setup {
+    /// A database server that is not there.
+    pub fn without_database(&mut self) {
+        let nobody = SecretString::from("postgres://nobody@127.0.0.1:1/none".to_owned());
+        self.config.database.place = Place::Server(nobody);
+    }
+}
+
 impl Gateway {
     /// On an embedded broker of its own.
     pub async fn embedded() -> Self {
@@ -64,7 +72,7 @@ impl Gateway {
         };
         change(&mut setup);
         let Setup { config, managed } = setup;
-        let store = Store::open(config.database, PATIENCE).await;
+        let store = Store::open(config.database.clone(), PATIENCE / 10).await;
         let store = store.expect("the database opens");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();

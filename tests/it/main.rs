@@ -8,6 +8,7 @@ mod cli;
 mod contract;
 mod conversions;
 mod crash;
+mod failed_messages;
 mod front;
 mod harness;
 mod hostile;

@@ -29,14 +29,16 @@ pub struct Process {
 impl Process {
     /// Starts the gateway on a broker, with more settings, and waits until its port is open.
     pub async fn start(instance: &Instance, settings: &[(&str, &str)]) -> Self {
-        let url = [("RABBITMQ_URL", instance.url.as_str())];
-        // The caller's own URL goes before.
+        let port = free_port();
+        let data = instance.dir().join(format!("data-{port}"));
+        let data = data.to_str().expect("a plain path");
+        let url = [("RABBITMQ_URL", instance.url.as_str()), ("DATA_DIR", data)];
+        // The caller's own settings go before.
         let settings: Vec<_> = url
             .iter()
             .chain(settings)
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        let port = free_port();
         let log = instance.dir().join(format!("gateway-{port}.log"));
         let child = spawn(port, &settings, &log);
         let process = Self {

@@ -162,7 +162,10 @@ async fn a_stream_leaves_no_more_unanswered_than_its_window() {
         limits.publish_window = 16;
         limits.publish_timeout = Duration::from_millis(100);
     };
-    let front = Front::of(Arc::new(silent), None, limit).await;
+    let front = Front::of(Arc::new(silent), None, |setup| {
+        limit(&mut setup.config.limits)
+    })
+    .await;
     let results = stream(&front, vec![to_queue("q", text("a")); 100]).await;
     assert_eq!(outcomes(&results), [Outcome::InDoubt; 100]);
     assert_eq!(most.load(SeqCst), 16);

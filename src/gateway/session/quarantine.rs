@@ -150,6 +150,12 @@ impl Session {
 
     /// Books an orderly settle: whatever it says, the consumer lives.
     pub(super) fn settled(&mut self, tag: Tag, how: Settled) {
+        if matches!(how, Settled::Ack | Settled::Automatic | Settled::Discard)
+            && let Some(delivery) = self.ledger.delivery(tag)
+        {
+            let acks = &self.gateway.failed.acks;
+            acks.note(&delivery.message, how == Settled::Discard);
+        }
         self.ledger.settle(tag, how);
         self.quarantine.relaxed = false;
         self.quarantine.accused = None;
