@@ -24,10 +24,16 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct NotStored(Fate);
 
 impl Gateway {
-    /// Stores a copy of `delivery`, that came from `queue`, in `<queue>.dlq`. Makes that queue if it is missing.
+    /// Stores a copy of a delivery from `queue` in `<queue>.dlq`, and sees to it that it is collected from there. Makes that
+    /// queue if it is missing.
     pub(super) async fn dead_letter(&self, queue: String, copy: Message) -> Result<(), NotStored> {
-        let target = dead_letter_queue(&queue);
+        self.store_copy(dead_letter_queue(&queue), copy).await?;
+        // Not before: to consume a quorum queue that is just being made crashes RabbitMQ 3.10's channel, and ends the connection.
         self.failed.collectors.ensure(&queue);
+        Ok(())
+    }
+
+    async fn store_copy(&self, target: String, copy: Message) -> Result<(), NotStored> {
         match self.store(&target, copy.clone()).await {
             Fate::Unroutable => {}
             fate => return confirmed(fate),
