@@ -3,12 +3,17 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use courtier::{
-    broker::{Delivery as Dead, Subscribe, topology::QueueKind},
+    broker::{
+        Delivery as Dead, Subscribe,
+        topology::{QueueDefaults, QueueKind, Topology},
+    },
     grpc::proto::{
         Start, nack::Action, settle_result::Result as SettleResult, subscribe_response::Response,
     },
     message::header,
 };
+
+use futures::StreamExt;
 
 use crate::{
     front::{Front, On, ack, bodies, body, from, on_both, seconds, text, timely, to_queue},
@@ -251,7 +256,7 @@ async fn a_lone_message_counts_from_its_first_death(on: On) {
         .gateway_with(|limits| limits.max_delivery_failures = 2)
         .await;
     let queue = front.queue("work").await;
-    // No dead-letter queue: it is made.
+    front.queue("work.dlq").await;
     front.fill(&queue, &["poison"]).await;
     for _ in 0..2 {
         let mut stream = front.subscribe(from(&[&queue])).await;
@@ -324,4 +329,52 @@ async fn without_a_limit_nobody_is_suspected(on: On) {
     let request = to_queue(&queue, text("3"));
     front.publish(request).await.expect("confirmed");
     assert_eq!(front.drain(&queue).await.len(), 3);
+}
+
+/// A consumer of its own, that speaks AMQP and knows nothing of the gateway: only the queue's limit stops what kills it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn a_native_consumer_that_dies_is_stopped_by_the_delivery_limit() {
+    let front = On::RabbitMq.gateway().await;
+    let queue = front.name("work");
+    let file = format!("[[queues]]\nname = {queue:?}\ndelivery_limit = 3");
+    let defaults = QueueDefaults {
+        message_ttl: PATIENCE * 10,
+        dead_letter_ttl: PATIENCE * 10,
+    };
+    front
+        .declare(Topology::parse(&file, &defaults).expect("valid"))
+        .await;
+    front.fill(&queue, &["poison"]).await;
+    let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
+    for returns in [None, Some(1), Some(2), Some(3)] {
+        let connection = lapin::Connection::connect(&url, Default::default()).await;
+        let connection = connection.expect("RabbitMQ runs");
+        let channel = connection.create_channel().await.expect("a channel");
+        let consumer = channel.basic_consume(
+            queue.as_str().into(),
+            "native".into(),
+            Default::default(),
+            Default::default(),
+        );
+        let mut consumer = consumer.await.expect("the queue exists");
+        let given = timely(consumer.next()).await.expect("a delivery");
+        let given = given.expect("a delivery");
+        assert_eq!(given.data, b"poison");
+        let headers = given.properties.headers().as_ref();
+        let count = headers.and_then(|headers| headers.inner().get("x-delivery-count"));
+        let count = count.and_then(lapin::types::AMQPValue::as_long_long_int);
+        assert_eq!(count, returns);
+        connection
+            .close(200, "it died".into())
+            .await
+            .expect("closed");
+    }
+    let dead = dead(&front, &queue, 1).await.remove(0);
+    assert_eq!(dead.message.payload, "poison");
+    assert_eq!(
+        header(&dead, "x-first-death-reason"),
+        Some("delivery_limit")
+    );
+    assert_eq!(front.drain_bodies(&queue).await, [""; 0]);
 }

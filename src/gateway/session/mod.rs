@@ -252,6 +252,7 @@ impl Session {
             self.ledger.next_deadline(),
             self.stream_deadline,
             self.unread_until(),
+            self.waits_until(),
             drained,
         ];
         timers.into_iter().flatten().min()
@@ -288,6 +289,9 @@ impl Session {
         }
         if self.unread_until().is_some_and(|until| until <= now) {
             self.give_back().await?;
+        }
+        if self.waits_until().is_some_and(|until| until <= now) {
+            self.end_wait();
         }
         let overdue = self.ledger.overdue(now);
         if overdue.is_empty() {

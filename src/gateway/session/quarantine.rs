@@ -6,7 +6,8 @@
 //! mean something else:
 //!
 //! - The client waits for company: it acks every hundred. So after a suspect lapsed alone, or others did while one waited for
-//!   its turn, suspects travel among the others until the client settles something.
+//!   its turn, suspects travel among the others until the client settles something. Nor does one wait longer for its turn than
+//!   an ack deadline, as others may be worked on for as long as the client extends theirs.
 //! - The client itself hangs. So a session accuses one message for lapsing, and no second one before the client settled something.
 
 use std::{
@@ -15,6 +16,8 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+
+use tokio::time::Instant;
 
 use super::{Over, Phase, Session};
 use crate::{
@@ -34,6 +37,7 @@ const REST: Duration = Duration::from_secs(5);
 pub(super) struct Taken {
     pub(super) delivery: Delivery,
     pub(super) suspect: Option<Key>,
+    since: Instant,
 }
 
 /// Whether the copy of one that is not given out is stored.
@@ -69,6 +73,7 @@ impl Session {
             found => Some(Taken {
                 suspect: found.map(|(key, _)| key),
                 delivery,
+                since: Instant::now(),
             }),
         }
     }
@@ -130,6 +135,18 @@ impl Session {
     pub(super) fn isolates(&self, taken: &Taken) -> bool {
         // With auto_ack a delivery is settled before the client can die of it.
         taken.suspect.is_some() && !self.quarantine.relaxed && !self.plan.auto_ack
+    }
+
+    /// When a suspect has waited long enough to be alone.
+    pub(super) fn waits_until(&self) -> Option<Instant> {
+        let held = self.held.as_ref().filter(|held| self.isolates(held))?;
+        (self.takes_more() && !self.is_isolating()).then(|| held.since + self.plan.ack_deadline)
+    }
+
+    /// Lets it go among the others.
+    pub(super) fn end_wait(&mut self) {
+        self.quarantine.relaxed = true;
+        self.release_held();
     }
 
     /// Whether one is out that must have no company.
