@@ -54,6 +54,14 @@ fn header<'a>(dead: &'a Dead, name: &str) -> Option<&'a str> {
     dead.message.headers.get(name)?.as_str()
 }
 
+/// One at a time, so that what is given is alone.
+fn one_from(queue: &str) -> Start {
+    Start {
+        max_outstanding: 1,
+        ..from(&[queue])
+    }
+}
+
 /// A consumer that works one by one, dies when it meets `poison`, and comes back. Answers how often it died, once it has worked off
 /// everything else: these many messages, each of them once.
 async fn crash_loop(front: &Front, queue: &str, others: usize) -> usize {
@@ -66,6 +74,7 @@ async fn crash_loop(front: &Front, queue: &str, others: usize) -> usize {
                 // What it settled before is settled.
                 Some(delivery) if unanswered == 0 && body(&delivery) == "poison" => {
                     deaths += 1;
+                    assert!(deaths < 20, "there is no end to it");
                     stream.die();
                     break;
                 }
@@ -170,8 +179,7 @@ async fn a_client_that_hangs_itself_accuses_one_message_only(on: On) {
     front.fill(&queue, &["1"]).await;
     let one = || Start {
         ack_deadline: seconds(1),
-        max_outstanding: 1,
-        ..from(&[&queue])
+        ..one_from(&queue)
     };
     let mut hangs = front.subscribe(one()).await;
     assert_eq!(body(&hangs.delivery().await), "1");
@@ -227,12 +235,7 @@ async fn an_orderly_end_suspects_nobody(on: On) {
     front.fill(&queue, &["1", "2", "3"]).await;
     // Workers that take one, and leave with the next one in their hands.
     for _ in 0..3 {
-        let mut worker = front
-            .subscribe(Start {
-                max_outstanding: 1,
-                ..from(&[&queue])
-            })
-            .await;
+        let mut worker = front.subscribe(one_from(&queue)).await;
         let given = worker.delivery().await;
         assert_eq!(body(&given), "1");
         worker.half_close();
@@ -259,7 +262,7 @@ async fn a_lone_message_counts_from_its_first_death(on: On) {
     front.queue("work.dlq").await;
     front.fill(&queue, &["poison"]).await;
     for _ in 0..2 {
-        let mut stream = front.subscribe(from(&[&queue])).await;
+        let mut stream = front.subscribe(one_from(&queue)).await;
         assert_eq!(body(&stream.delivery().await), "poison");
         stream.die();
     }
@@ -299,7 +302,7 @@ async fn a_copy_that_cannot_be_stored_is_tried_again(on: On) {
         .await;
     front.fill(&full, &["full"]).await;
     front.fill(&queue, &["poison"]).await;
-    let mut stream = front.subscribe(from(&[&queue])).await;
+    let mut stream = front.subscribe(one_from(&queue)).await;
     assert_eq!(body(&stream.delivery().await), "poison");
     stream.die();
     let mut stream = front.subscribe(from(&[&queue])).await;
@@ -311,7 +314,8 @@ async fn a_copy_that_cannot_be_stored_is_tried_again(on: On) {
     let dead = dead(&front, &queue, 2).await;
     assert_eq!(dead[0].message.payload, "full");
     assert_eq!(dead[1].message.payload, "poison");
-    drop(stream);
+    stream.half_close();
+    stream.end().await.expect("it ends well");
     assert_eq!(front.drain_bodies(&queue).await, [""; 0]);
 }
 
