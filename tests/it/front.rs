@@ -65,16 +65,16 @@ impl On {
         self.gateway_with(|_| {}).await
     }
 
+    /// Its database is away: it collects no dead letters, and they stay where they can be looked at.
     pub async fn gateway_with(self, change: impl FnOnce(&mut Limits)) -> Front {
-        self.gateway_set_up(|setup| change(&mut setup.config.limits))
-            .await
+        self.gateway_set_up(|setup| {
+            setup.without_database();
+            change(&mut setup.config.limits);
+        })
+        .await
     }
 
-    /// A gateway that collects no dead letters, because its database is away: they stay where they can be looked at.
-    pub async fn gateway_without_database(self) -> Front {
-        self.gateway_set_up(Setup::without_database).await
-    }
-
+    /// With a database of its own, unless `change` says otherwise.
     pub async fn gateway_set_up(self, change: impl FnOnce(&mut Setup)) -> Front {
         match self {
             Self::Embedded => {

@@ -24,7 +24,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Gateway {
     pub address: String,
     pub broker: Arc<dyn Broker>,
-    pub store: Store,
     stop: CancellationToken,
     serving: Option<JoinHandle<Result<(), server::ServeError>>>,
     prefix: String,
@@ -56,12 +55,16 @@ impl Gateway {
         Self::start(connect().await, |_| {}).await
     }
 
-    /// On any broker, with other limits.
+    /// On any broker, with other limits, and without a database.
     pub async fn start(broker: Arc<dyn Broker>, change: impl FnOnce(&mut Limits)) -> Self {
-        Self::start_with(broker, |setup| change(&mut setup.config.limits)).await
+        Self::start_with(broker, |setup| {
+            setup.without_database();
+            change(&mut setup.config.limits);
+        })
+        .await
     }
 
-    /// On any broker, with whatever else is different.
+    /// On any broker and a database of its own, with whatever else is different.
     pub async fn start_with(broker: Arc<dyn Broker>, change: impl FnOnce(&mut Setup)) -> Self {
         let data = TempDir::new().expect("a temporary folder");
         let mut config = Config::read(Reader::fixed(&[])).expect("the defaults are valid");
@@ -80,7 +83,7 @@ impl Gateway {
         let stopped = stop.clone().cancelled_owned();
         let backends = server::Backends {
             broker: broker.clone(),
-            store: store.clone(),
+            store,
             managed,
         };
         let serving = tokio::spawn(async move {
@@ -99,7 +102,6 @@ impl Gateway {
         Self {
             address,
             broker,
-            store,
             stop,
             serving: Some(serving),
             prefix: format!("it-{}-", Uuid::now_v7()),

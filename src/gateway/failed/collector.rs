@@ -71,7 +71,8 @@ impl Collectors {
         });
     }
 
-    /// Sees to it that the dead letters of `queue`, to which the gateway has added one, are collected: by this replica at once, by others and after a restart because the database knows.
+    /// Sees to it that the dead letters of `queue`, to which the gateway has added one, are collected: by this replica at once, by
+    /// others and after a restart because the database knows.
     pub fn ensure(&self, queue: &str) {
         if !self.collect(queue.to_owned(), false) {
             return;
