@@ -142,7 +142,7 @@ impl Link {
         let lock = lock(&options.place)?;
         let (sender, pools) = watch::channel(None);
         let trouble = Arc::new(Notify::new());
-        let first = timeout(patience, connect(&options)).await;
+        let first = timeout(patience, Box::pin(connect(&options))).await;
         match first {
             Ok(Ok(pools)) => {
                 sender.send_replace(Some(Arc::new(pools)));
@@ -198,7 +198,7 @@ async fn supervise(
             }
             continue;
         }
-        match timeout(PATIENCE, connect(&options)).await {
+        match timeout(PATIENCE, Box::pin(connect(&options))).await {
             Ok(Ok(pools)) => {
                 tracing::info!("the database is back");
                 sender.send_replace(Some(Arc::new(pools)));

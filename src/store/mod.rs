@@ -93,7 +93,7 @@ impl Store {
         question: impl AsyncFnOnce(&Pools) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let pools = self.pools()?;
-        let answer = timeout(PATIENCE, question(&pools)).await;
+        let answer = timeout(PATIENCE, Box::pin(question(&pools))).await;
         self.judge(answer.unwrap_or(Err(Error::Down)))
     }
 
@@ -141,7 +141,8 @@ macro_rules! transaction {
         let store: &$crate::store::Store = $store;
         let mut tries = 0;
         loop {
-            let attempt = async {
+            // On the heap: the futures of a statement are nested so deeply that the compiler gives up on what holds several.
+            let attempt = Box::pin(async {
                 let pools = store.pools()?;
                 let mut work = $crate::store::Work::begin(&pools).await?;
                 let done = {
@@ -150,7 +151,7 @@ macro_rules! transaction {
                 };
                 work.commit().await?;
                 Ok(done)
-            };
+            });
             let done = tokio::time::timeout($crate::store::PATIENCE, attempt).await;
             match done.unwrap_or(Err($crate::store::Error::Down)) {
                 Err($crate::store::Error::Busy) if tries < $crate::store::TRIES => {
