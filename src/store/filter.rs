@@ -67,18 +67,19 @@ impl Filter {
     }
 
     /// What indexes serve, but the status.
-    pub(super) fn indexed(&self) -> Condition {
+    pub(super) fn indexed(&self, backend: DbBackend) -> Condition {
         let equal = |column: Column, text: &Option<String>| {
             text.as_ref().map(|text| column.eq(row::storable(text)))
         };
+        let moment = |at: Time| row::moment(at, backend);
         let operation = self.operation_id.map(|id| id.to_string());
         Condition::all()
             .add_option(equal(Column::Queue, &self.queue))
             .add_option(equal(Column::Fingerprint, &self.fingerprint))
             .add_option(equal(Column::MessageId, &self.message_id))
             .add_option(operation.map(|id| Column::OperationId.eq(id)))
-            .add_option(self.failed_after.map(|at| Column::FailedAt.gte(at)))
-            .add_option(self.failed_before.map(|at| Column::FailedAt.lt(at)))
+            .add_option(self.failed_after.map(|at| Column::FailedAt.gte(moment(at))))
+            .add_option(self.failed_before.map(|at| Column::FailedAt.lt(moment(at))))
     }
 
     /// The status.
@@ -108,7 +109,9 @@ impl Filter {
 
     /// All of it.
     pub(super) fn condition(&self, backend: DbBackend) -> Condition {
-        self.indexed().add(self.status()).add(self.scanned(backend))
+        self.indexed(backend)
+            .add(self.status())
+            .add(self.scanned(backend))
     }
 }
 

@@ -190,13 +190,14 @@ impl Store {
                     .order_by_desc(Column::Fingerprint)
                     .limit(limit + 1);
                 if let Some(queue) = queue {
-                    groups = groups.filter(Column::Queue.eq(queue));
+                    groups = groups.filter(Column::Queue.eq(row::storable(queue)));
                 }
                 if let Some(Cursor { at, name }) = after {
+                    let at = row::moment(*at, pools.backend);
                     let earlier = Condition::any()
-                        .add(Column::LastSeen.lt(*at))
+                        .add(Column::LastSeen.lt(at.clone()))
                         .add(Column::Fingerprint.lt(name.as_str()));
-                    groups = groups.filter(Column::LastSeen.lte(*at)).filter(earlier);
+                    groups = groups.filter(Column::LastSeen.lte(at)).filter(earlier);
                 }
                 Ok(groups.all(&pools.read).await?)
             })
@@ -243,7 +244,7 @@ impl Store {
                 .group_by(Column::Queue)
                 .order_by_asc(Column::Queue);
             if let Some(queue) = queue {
-                sums = sums.filter(Column::Queue.eq(queue));
+                sums = sums.filter(Column::Queue.eq(row::storable(queue)));
             }
             let sums: Vec<(String, i64, i64, i64, i64)> =
                 sums.into_tuple().all(&pools.read).await?;
@@ -266,35 +267,23 @@ impl Store {
         .await
     }
 
-    /// What changed from `since` on, at most `limit` rows and as many deletions.
+    /// What changed from `since` on: about `limit` rows and as many deletions, but all of each moment.
     pub async fn changes(&self, since: Time, limit: u64) -> Result<Changes, Error> {
         let (now, rows, deletions) = self
             .read(async |pools| {
                 let now = connection::now(&pools.read).await?;
-                let rows = basic(failed_message::Entity::find())
-                    .filter(Column::UpdatedAt.gte(since))
-                    .order_by_asc(Column::UpdatedAt)
-                    .order_by_asc(Column::Id)
-                    .limit(limit)
-                    .all(&pools.read)
-                    .await?;
-                let deletions = deletion::Entity::find()
-                    .filter(deletion::Column::DeletedAt.gte(since))
-                    .order_by_asc(deletion::Column::DeletedAt)
-                    .limit(limit)
-                    .all(&pools.read)
-                    .await?;
+                let rows = changed(pools, since, limit).await?;
+                let deletions = deleted(pools, since, limit).await?;
                 Ok((now, rows, deletions))
             })
             .await?;
-        let full = |len: usize| u64::try_from(len).is_ok_and(|len| len >= limit);
-        let more = full(rows.len()) || full(deletions.len());
+        let more = is_full(&rows, limit) || is_full(&deletions, limit);
         // Where one list was cut, the other is read up to the same moment only.
         let rows_end = rows
             .last()
-            .filter(|_| full(rows.len()))
+            .filter(|_| is_full(&rows, limit))
             .map(|row| row.updated_at);
-        let deletions_end = deletions.last().filter(|_| full(deletions.len()));
+        let deletions_end = deletions.last().filter(|_| is_full(&deletions, limit));
         let end = rows_end
             .into_iter()
             .chain(deletions_end.map(|row| row.deleted_at))
@@ -311,6 +300,56 @@ impl Store {
         changes.sort_by_key(|(at, _)| *at);
         Ok(Changes { changes, now, more })
     }
+}
+
+/// A transaction dates all its changes alike, so that a page could never pass one that is larger than itself: the rest of the
+/// last moment comes along.
+async fn changed(
+    pools: &Pools,
+    since: Time,
+    limit: u64,
+) -> Result<Vec<failed_message::Model>, Error> {
+    let select = || {
+        basic(failed_message::Entity::find())
+            .order_by_asc(Column::UpdatedAt)
+            .order_by_asc(Column::Id)
+    };
+    let page = select()
+        .filter(Column::UpdatedAt.gte(row::moment(since, pools.backend)))
+        .limit(limit);
+    let mut rows = page.all(&pools.read).await?;
+    if let Some(last) = rows.last().filter(|_| is_full(&rows, limit)) {
+        let rest = select()
+            .filter(Column::UpdatedAt.eq(last.updated_at))
+            .filter(Column::Id.gt(last.id.as_str()));
+        rows.extend(rest.all(&pools.read).await?);
+    }
+    Ok(rows)
+}
+
+/// The same, of deletions.
+async fn deleted(pools: &Pools, since: Time, limit: u64) -> Result<Vec<deletion::Model>, Error> {
+    use deletion::Column;
+    let select = || {
+        deletion::Entity::find()
+            .order_by_asc(Column::DeletedAt)
+            .order_by_asc(Column::Id)
+    };
+    let page = select()
+        .filter(Column::DeletedAt.gte(row::moment(since, pools.backend)))
+        .limit(limit);
+    let mut rows = page.all(&pools.read).await?;
+    if let Some(last) = rows.last().filter(|_| is_full(&rows, limit)) {
+        let rest = select()
+            .filter(Column::DeletedAt.eq(last.deleted_at))
+            .filter(Column::Id.gt(last.id.as_str()));
+        rows.extend(rest.all(&pools.read).await?);
+    }
+    Ok(rows)
+}
+
+fn is_full<T>(rows: &[T], limit: u64) -> bool {
+    u64::try_from(rows.len()).is_ok_and(|len| len >= limit)
 }
 
 /// Everything but payload and stack.
@@ -335,10 +374,11 @@ fn newest_first(select: Select<failed_message::Entity>) -> Select<failed_message
 }
 
 /// Older than a place in the list. Written so that each engine reads it as a range of an index.
-fn older(cursor: &Cursor) -> Condition {
-    Condition::all().add(Column::FailedAt.lte(cursor.at)).add(
+fn older(cursor: &Cursor, backend: DbBackend) -> Condition {
+    let at = row::moment(cursor.at, backend);
+    Condition::all().add(Column::FailedAt.lte(at.clone())).add(
         Condition::any()
-            .add(Column::FailedAt.lt(cursor.at))
+            .add(Column::FailedAt.lt(at))
             .add(Column::Id.lt(cursor.name.as_str())),
     )
 }
@@ -361,10 +401,10 @@ async fn along_indexes(
     limit: u64,
 ) -> Result<Rows, Error> {
     let select = || {
-        let rows = basic(failed_message::Entity::find()).filter(filter.indexed());
+        let rows = basic(failed_message::Entity::find()).filter(filter.indexed(pools.backend));
         let rows = newest_first(rows).limit(limit + 1);
         match after {
-            Some(cursor) => rows.filter(older(cursor)),
+            Some(cursor) => rows.filter(older(cursor, pools.backend)),
             None => rows,
         }
     };
@@ -392,8 +432,8 @@ async fn scan(
     limit: u64,
 ) -> Result<Rows, Error> {
     let within = Condition::all()
-        .add(filter.indexed())
-        .add_option(after.map(older));
+        .add(filter.indexed(pools.backend))
+        .add_option(after.map(|cursor| older(cursor, pools.backend)));
     let end: Option<(Time, String)> = newest_first(failed_message::Entity::find())
         .select_only()
         .columns([Column::FailedAt, Column::Id])
@@ -433,7 +473,7 @@ async fn oldest(pools: &Pools, queue: Option<&str>) -> Result<Option<Time>, Erro
             .order_by_asc(Column::FailedAt)
             .limit(1);
         if let Some(queue) = queue {
-            rows = rows.filter(Column::Queue.eq(queue));
+            rows = rows.filter(Column::Queue.eq(row::storable(queue)));
         }
         let first: Option<Time> = rows.into_tuple().one(&pools.read).await?;
         oldest = oldest.into_iter().chain(first).min();

@@ -2,12 +2,12 @@
 
 use std::str::FromStr;
 
-use sea_orm::{ActiveValue::Set, Unchanged};
+use sea_orm::{ActiveValue::Set, DbBackend, Unchanged, Value};
 use uuid::Uuid;
 
 use super::{Error, entity::failed_message, properties};
 use crate::failure::{
-    ErrorDetail, FailedMessage, Resolution, State, Status, fingerprint, machine::Lease,
+    ErrorDetail, FailedMessage, Resolution, State, Status, Time, fingerprint, machine::Lease,
 };
 
 impl failed_message::Model {
@@ -98,6 +98,24 @@ pub(super) fn text(status: Status) -> String {
 /// Text that every engine stores: PostgreSQL refuses NUL. The exact text is in the message.
 pub(super) fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
+}
+
+/// The same, for columns that take so many characters. AMQP's names all fit; what foreign publishers write into a header need
+/// not.
+pub(super) fn short(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => storable(&text[..end]),
+        None => storable(text),
+    }
+}
+
+/// A moment that somebody names, as a parameter. MariaDB reads what sqlx sends for one with a time zone as a TIMESTAMP: outside
+/// 1970 to 2038 that is NULL, which nothing compares with.
+pub(super) fn moment(at: Time, backend: DbBackend) -> Value {
+    match backend {
+        DbBackend::MySql => at.naive_utc().into(),
+        _ => at.into(),
+    }
 }
 
 /// What is stored once for each publish and queue: two deaths of one delivery make one row.
