@@ -76,7 +76,7 @@ impl Store {
             use failed_message::Column;
             let due = failed_message::Entity::find()
                 .filter(Column::Status.eq(row::text(Status::Pending)))
-                .filter(Column::Queue.eq(queue))
+                .filter(Column::Queue.eq(row::storable(queue)))
                 .filter(Column::Manual.eq(asked))
                 .filter(Column::NextRetryAt.lte(work.now))
                 .order_by_asc(Column::NextRetryAt)
@@ -100,22 +100,6 @@ impl Store {
         transaction!(self, |work| {
             let row = work.row(id).await?;
             take(work, row, By::Person, lease).await?
-        })
-    }
-
-    /// Prolongs leases that are still held.
-    pub async fn renew(&self, tokens: &[Uuid], lease: Duration) -> Result<(), Error> {
-        transaction!(self, |work| {
-            use failed_message::Column;
-            use sea_orm::sea_query::Expr;
-            let until = work.now + micros(lease);
-            let tokens = tokens.iter().map(Uuid::to_string);
-            failed_message::Entity::update_many()
-                .filter(Column::LeaseToken.is_in(tokens))
-                .filter(Column::Status.eq(row::text(Status::Retrying)))
-                .col_expr(Column::LeaseUntil, Expr::val(until))
-                .exec(&work.tx)
-                .await?;
         })
     }
 
@@ -273,9 +257,19 @@ async fn take(
     let mut state = row.state()?;
     let token = Uuid::new_v4();
     state.claim(by, token, work.now, work.now + micros(lease))?;
-    work.save(&row, &state, |_| {}).await?;
+    // A person's own retry is none of the bulk retry that had the row before.
+    let of_its_own = by == By::Person && !row.manual;
+    work.save(&row, &state, |columns| {
+        if of_its_own {
+            columns.operation_id = Set(None);
+        }
+    })
+    .await?;
     work.attempt_begins(&row.id, &state).await?;
     let mut message = row.read()?;
     message.state = state;
+    if of_its_own {
+        message.operation_id = None;
+    }
     Ok(Claimed { token, message })
 }
