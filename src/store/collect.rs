@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use sea_orm::{ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter};
+use sea_orm::{
+    ActiveValue::{self, Set},
+    ColumnTrait, Condition, DbErr, EntityTrait, QueryFilter,
+};
 
 use super::{
     Error, Store,
@@ -16,6 +19,11 @@ use super::{
 use crate::failure::{
     Death, Next, Outcome, State, fingerprint, machine::Again, schedule::Schedule,
 };
+
+/// Bytes that go into one statement, unless one row has more.
+const CHUNK_BYTES: usize = 1024 * 1024;
+/// More than all columns of a row together that are not counted.
+const ROW_BYTES: usize = 4096;
 
 /// What became of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,10 +193,14 @@ impl Batch {
             id: Set(id.clone()),
             death_key: Set(key),
             queue: Set(row::storable(&death.queue)),
-            exchange: Set(row::storable(&death.exchange)),
-            routing_key: Set(row::storable(&death.routing_key)),
-            message_id: Set(death.message.message_id.as_deref().map(row::storable)),
-            publish_id: Set(death.publish_id.as_deref().map(row::storable)),
+            exchange: Set(row::short(&death.exchange, 255)),
+            routing_key: Set(row::short(&death.routing_key, 255)),
+            message_id: Set(death
+                .message
+                .message_id
+                .as_deref()
+                .map(|id| row::short(id, 255))),
+            publish_id: Set(death.publish_id.as_deref().map(|id| row::short(id, 64))),
             properties: Set(properties::encode(&death.message)),
             payload: Set(death.message.payload.to_vec()),
             error_type: Set(row::storable(&death.error.kind)),
@@ -204,9 +216,6 @@ impl Batch {
             updated_at: Set(now),
             ..row::columns(&id, &state)
         });
-        if let Some(new) = self.new.last_mut() {
-            new.id = Set(id.clone());
-        }
         self.attempts.push(attempt::ActiveModel {
             failed_message_id: Set(id),
             attempt: Set(row::signed(death.attempt)),
@@ -222,7 +231,7 @@ impl Batch {
     }
 
     async fn insert(self, work: &Work) -> Result<(), Error> {
-        for rows in chunks(self.new) {
+        for rows in in_bytes(self.new, work.statement_bytes)? {
             failed_message::Entity::insert_many(rows)
                 .exec_without_returning(&work.tx)
                 .await?;
@@ -234,6 +243,44 @@ impl Batch {
         }
         Ok(())
     }
+}
+
+/// Parts of so many rows and bytes that each goes into one statement.
+fn in_bytes(
+    rows: Vec<failed_message::ActiveModel>,
+    limit: Option<u64>,
+) -> Result<Vec<Vec<failed_message::ActiveModel>>, Error> {
+    let limit = limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    });
+    let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for row in rows {
+        let size = size(&row);
+        if size > limit {
+            let refusal =
+                format!("a failed message of {size} bytes; max_allowed_packet is {limit}");
+            return Err(Error::Refused(Box::new(DbErr::Custom(refusal))));
+        }
+        if part.len() == CHUNK || bytes + size > CHUNK_BYTES.min(limit) {
+            parts.push(std::mem::take(&mut part));
+            bytes = 0;
+        }
+        bytes += size;
+        part.push(row);
+    }
+    parts.push(part);
+    parts.retain(|part| !part.is_empty());
+    Ok(parts)
+}
+
+/// How many bytes a row has in a statement, or a little more than that.
+fn size(row: &failed_message::ActiveModel) -> usize {
+    let bytes = |value: &ActiveValue<Vec<u8>>| value.try_as_ref().map_or(0, Vec::len);
+    let text = |value: &ActiveValue<String>| value.try_as_ref().map_or(0, String::len);
+    let names = [&row.queue, &row.exchange, &row.routing_key];
+    let texts = [&row.error_type, &row.error_message, &row.error_stack];
+    let texts: usize = names.into_iter().chain(texts).map(text).sum();
+    ROW_BYTES + texts + bytes(&row.properties) + bytes(&row.payload)
 }
 
 fn chunks<T>(rows: Vec<T>) -> impl Iterator<Item = Vec<T>> {
@@ -261,8 +308,8 @@ fn again(death: &Death, schedule: &Schedule, retry_count: u32, now: crate::failu
     }
 }
 
-/// Whole microseconds, which all engines keep.
+/// Whole microseconds, which all engines keep, and at most a year: nobody waits longer, and MariaDB's times end in 2038.
 pub(super) fn micros(duration: Duration) -> chrono::TimeDelta {
     let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX / 2);
-    chrono::TimeDelta::microseconds(micros.min(100 * 365 * 86_400 * 1_000_000))
+    chrono::TimeDelta::microseconds(micros.min(365 * 86_400 * 1_000_000))
 }

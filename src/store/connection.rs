@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -89,8 +92,8 @@ pub enum OpenError {
 /// How long one question to the database may take, waiting for a connection included.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a caller waits for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a caller waits for a free connection to a server, or for a new one.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an idle database is asked whether it is there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
@@ -106,6 +109,8 @@ pub(super) struct Pools {
     /// SQLite allows one writer at a time: there it is a pool of one.
     pub write: DatabaseConnection,
     pub backend: DbBackend,
+    /// How many bytes a statement may have, where the server limits it.
+    pub statement_bytes: Option<u64>,
 }
 
 /// The database, as it comes and goes.
@@ -113,6 +118,8 @@ pub(super) struct Pools {
 pub(super) struct Link {
     pools: watch::Receiver<Option<Arc<Pools>>>,
     trouble: Arc<Notify>,
+    /// How many questions it has answered.
+    answered: Arc<AtomicU64>,
 }
 
 impl Link {
@@ -129,6 +136,11 @@ impl Link {
     /// Somebody found it away: it is looked at, at once.
     pub(super) fn report_trouble(&self) {
         self.trouble.notify_one();
+    }
+
+    /// Somebody was answered: it is there, however busy.
+    pub(super) fn report_answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Connects, waiting at most `patience`, and goes on for ever: an absent server is no error. A database that can never
@@ -151,10 +163,18 @@ impl Link {
             Ok(Err(error)) => away(&error),
             Err(_) => tracing::warn!("the database does not answer; it is tried on"),
         }
-        let link = Self { pools, trouble };
-        let supervised = supervise(options, sender, link.trouble.clone());
+        let link = Self {
+            pools,
+            trouble,
+            answered: Arc::default(),
+        };
+        let supervised = supervise(options, sender.clone(), link.clone());
         tasks.spawn(async move {
             let _ = stop.run_until_cancelled(supervised).await;
+            if let Some(pools) = sender.send_replace(None) {
+                pools.close().await;
+            }
+            // Only now may another process open the file.
             drop(lock);
         });
         Ok(link)
@@ -180,18 +200,17 @@ fn away(error: &OpenError) {
 }
 
 /// Keeps a connection: a new pool after each trouble, so that nothing of a dead one is left.
-async fn supervise(
-    options: Options,
-    sender: watch::Sender<Option<Arc<Pools>>>,
-    trouble: Arc<Notify>,
-) {
+async fn supervise(options: Options, sender: watch::Sender<Option<Arc<Pools>>>, link: Link) {
     let mut backoff = FIRST_BACKOFF;
     loop {
         let current = sender.borrow().clone();
         if let Some(pools) = current {
             backoff = FIRST_BACKOFF;
-            let _ = timeout(HEARTBEAT, trouble.notified()).await;
-            if !pools.answers().await {
+            let _ = timeout(HEARTBEAT, link.trouble.notified()).await;
+            let answered = link.answered.load(Ordering::Relaxed);
+            let others = || link.answered.load(Ordering::Relaxed) != answered;
+            // The ping may get no connection because everybody is busy with theirs.
+            if !pools.answers().await && !others() {
                 tracing::warn!("the database is away");
                 sender.send_replace(None);
                 tokio::spawn(pools.close());
@@ -290,6 +309,8 @@ async fn open_file(path: &Path) -> Result<Pools, DbErr> {
     });
     let mut writer = options.clone();
     writer.max_connections(1);
+    // All writers of this process wait for this one; that takes as long as it takes.
+    writer.acquire_timeout(PATIENCE);
     // The writer first: it makes the file.
     let write = Database::connect(writer).await?;
     options.max_connections(4);
@@ -298,6 +319,7 @@ async fn open_file(path: &Path) -> Result<Pools, DbErr> {
         read,
         write,
         backend: DbBackend::Sqlite,
+        statement_bytes: None,
     })
 }
 
@@ -308,8 +330,14 @@ async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
         .max_connections(max_connections)
         .idle_timeout(Duration::from_secs(60));
     let pool = Database::connect(options).await?;
+    let backend = pool.get_database_backend();
+    let statement_bytes = match backend {
+        DbBackend::MySql => Some(max_allowed_packet(&pool).await?),
+        _ => None,
+    };
     Ok(Pools {
-        backend: pool.get_database_backend(),
+        backend,
+        statement_bytes,
         read: pool.clone(),
         write: pool,
     })
@@ -322,6 +350,16 @@ fn common(options: &mut ConnectOptions) {
         .acquire_timeout(ACQUIRE_TIMEOUT)
         // Statements hold what clients sent.
         .sqlx_logging(false);
+}
+
+/// A larger statement would end the connection, which is no answer.
+async fn max_allowed_packet(pool: &DatabaseConnection) -> Result<u64, DbErr> {
+    let question = "SELECT CAST(@@max_allowed_packet AS UNSIGNED) AS bytes";
+    let row = pool
+        .query_one_raw(Statement::from_string(DbBackend::MySql, question))
+        .await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("max_allowed_packet".to_owned()))?;
+    row.try_get("", "bytes")
 }
 
 /// The database's clock, on the connection that is used.

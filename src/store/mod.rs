@@ -78,9 +78,6 @@ impl Store {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        if let Some(pools) = self.link.up() {
-            pools.close().await;
-        }
     }
 
     fn pools(&self) -> Result<Arc<Pools>, Error> {
@@ -100,13 +97,17 @@ impl Store {
     /// Reports a database that is away to whoever keeps the connections.
     fn judge<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
         match &answer {
-            Err(Error::Down) => self.link.report_trouble(),
+            Err(Error::Down) => {
+                self.link.report_trouble();
+                return answer;
+            }
             Err(error @ (Error::Refused(_) | Error::Damaged { .. })) => {
                 let error: &dyn std::error::Error = error;
                 tracing::error!(error, "a question to the database failed");
             }
             _ => {}
         }
+        self.link.report_answer();
         answer
     }
 }

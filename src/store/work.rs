@@ -29,6 +29,8 @@ pub(super) struct Work {
     pub tx: DatabaseTransaction,
     /// When it began, by the database's clock.
     pub now: Time,
+    /// See [`Pools`].
+    pub statement_bytes: Option<u64>,
     groups: BTreeMap<String, GroupDelta>,
     operations: BTreeMap<String, OperationDelta>,
 }
@@ -77,6 +79,7 @@ impl Work {
         Ok(Self {
             tx,
             now,
+            statement_bytes: pools.statement_bytes,
             groups: BTreeMap::new(),
             operations: BTreeMap::new(),
         })
@@ -306,7 +309,7 @@ impl Work {
         if let Some((queue, error_type, error_message)) = delta.seen {
             let new = group::ActiveModel {
                 fingerprint: Set(fingerprint.to_owned()),
-                queue: Set(queue),
+                queue: Set(row::storable(&queue)),
                 error_type: Set(row::storable(&error_type)),
                 error_message: Set(row::storable(&error_message)),
                 pending: Set(0),
