@@ -25,6 +25,7 @@ mod raw;
 mod scripted;
 mod settle;
 mod standard;
+mod store;
 mod subscribe;
 mod subscribe_end;
 mod tls;

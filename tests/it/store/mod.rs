@@ -1,0 +1,13 @@
+//! What the store promises, on each engine. A case is a function over a database of its own; [`database::on_each!`] makes the
+//! tests of it, of which those on SQLite need no server.
+
+mod changes;
+mod claims;
+mod collect;
+mod counts;
+mod database;
+mod deaths;
+mod life;
+mod lists;
+mod operations;
+mod place;
