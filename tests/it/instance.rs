@@ -1,4 +1,4 @@
-//! A RabbitMQ of one test's own, to be broken at will; by `scripts/rabbitmq`, which says what each verb does.
+//! A server of one test's own, to be broken at will; by `scripts/rabbitmq` or `scripts/database`, which say what each verb does.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,46 +7,63 @@ use std::{
 
 use uuid::Uuid;
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq");
+const RABBITMQ: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq");
+const DATABASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/database");
 
 /// Stops, and leaves nothing behind, when it is dropped or when the test's process ends in whatever way.
 pub struct Instance {
+    script: &'static str,
     dir: PathBuf,
     pub url: String,
-    /// Stops the broker at the end of its input, of which this process holds the other end.
+    /// Stops the server at the end of its input, of which this process holds the other end.
     keeper: Child,
 }
 
 impl Instance {
-    /// A fresh one that runs.
+    /// A fresh RabbitMQ that runs.
     pub async fn start() -> Self {
         Self::start_with(|_| String::new()).await
     }
 
     /// A fresh one, with more configuration; files that it names may be put into its folder.
     pub async fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
+        let mut instance = Self::prepare(RABBITMQ);
+        let configuration = configuration(&instance.dir);
+        std::fs::write(instance.dir.join("extra.conf"), configuration).expect("it is writable");
+        instance.run("start", &[]).await;
+        instance.url = instance.run("url", &[]).await.trim().to_owned();
+        instance
+    }
+
+    /// A fresh database server that runs: `mariadb` or `postgres`.
+    pub async fn database(kind: &str) -> Self {
+        let mut instance = Self::prepare(DATABASE);
+        let mut start = Command::new(DATABASE);
+        start.args(["start", kind]).arg(&instance.dir);
+        output(start).await;
+        instance.url = instance.run("url", &[]).await.trim().to_owned();
+        instance
+    }
+
+    fn prepare(script: &'static str) -> Self {
         let dir = std::env::temp_dir().join(format!("courtier-it-{}", Uuid::now_v7().simple()));
         std::fs::create_dir(&dir).expect("a fresh folder");
-        let configuration = configuration(&dir);
-        std::fs::write(dir.join("extra.conf"), configuration).expect("the folder is writable");
         let keeper = Command::new("bash")
             .args([
                 "-c",
                 "trap '' INT TERM HUP; read -r _; \"$0\" stop \"$1\"; rm -rf \"$1\"",
-                SCRIPT,
+                script,
             ])
             .arg(&dir)
             .stdin(Stdio::piped())
             .spawn()
             .expect("bash runs");
-        let mut instance = Self {
+        Self {
+            script,
             dir,
             url: String::new(),
             keeper,
-        };
-        instance.run("start", &[]).await;
-        instance.url = instance.run("url", &[]).await.trim().to_owned();
-        instance
+        }
     }
 
     /// Where it keeps its files, until it is dropped.
@@ -148,20 +165,23 @@ impl Instance {
     }
 
     async fn run(&self, verb: &str, args: &[&str]) -> String {
-        let mut command = Command::new(SCRIPT);
+        let mut command = Command::new(self.script);
         command.arg(verb).arg(&self.dir).args(args);
-        let output = tokio::task::spawn_blocking(move || command.output()).await;
-        let output = output.expect("it does not panic").expect("the script runs");
-        let (out, err) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        assert!(
-            output.status.success(),
-            "scripts/rabbitmq {verb} {args:?}: {out}{err}"
-        );
-        out.into_owned()
+        output(command).await
     }
+}
+
+/// What a command that succeeds prints.
+async fn output(mut command: Command) -> String {
+    let called = format!("{command:?}");
+    let output = tokio::task::spawn_blocking(move || command.output()).await;
+    let output = output.expect("it does not panic").expect("the script runs");
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{called}: {out}{err}");
+    out.into_owned()
 }
 
 impl Drop for Instance {

@@ -10,4 +10,5 @@ mod deaths;
 mod life;
 mod lists;
 mod operations;
+mod outage;
 mod place;
