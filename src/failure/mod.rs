@@ -4,6 +4,8 @@
 
 pub mod fingerprint;
 pub mod machine;
+#[cfg(test)]
+mod model;
 pub mod schedule;
 
 use uuid::Uuid;

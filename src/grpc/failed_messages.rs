@@ -448,11 +448,10 @@ fn read_time(
     };
     let nanos = u32::try_from(time.nanos).ok();
     let read = nanos.and_then(|nanos| Time::from_timestamp(time.seconds, nanos));
-    // Every engine can compare with these: in MariaDB and MySQL a TIMESTAMP ends in January 2038.
-    let years = Time::from_timestamp(0, 0)..Time::from_timestamp(2_145_916_800, 0);
+    let years = Time::from_timestamp(0, 0)..Time::from_timestamp(253_402_300_800, 0);
     let read = read.filter(|_| years.contains(&read));
     Ok(Some(read.ok_or_else(|| {
-        invalid(field, "must be from 1970 to 2037")
+        invalid(field, "must be from 1970 to 9999")
     })?))
 }
 
