@@ -191,8 +191,7 @@ impl Store {
     /// Returns rows whose lease is over, and resolves those whose quiet period is.
     pub async fn reap(&self) -> Result<Reaped, Error> {
         use failed_message::Column;
-        let mut reaped = Reaped::default();
-        reaped.lapsed = transaction!(self, |work| {
+        let lapsed = transaction!(self, |work| {
             let lapsed = retrying()
                 .filter(Column::LeaseUntil.lte(work.now))
                 .order_by_asc(Column::LeaseUntil);
@@ -212,7 +211,7 @@ impl Store {
             }
             rows.len()
         })?;
-        reaped.assumed = transaction!(self, |work| {
+        let assumed = transaction!(self, |work| {
             let quiet = retrying()
                 .filter(Column::AssumeAt.lte(work.now))
                 .order_by_asc(Column::AssumeAt);
@@ -227,7 +226,7 @@ impl Store {
             }
             rows.len()
         })?;
-        Ok(reaped)
+        Ok(Reaped { lapsed, assumed })
     }
 
     /// Forgets deletions that all watchers have seen.
