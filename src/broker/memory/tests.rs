@@ -186,25 +186,6 @@ async fn a_deleted_queue_wakes_who_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_late_publish_is_not_sent() {
-    let broker = broker([queue("work")]).await;
-    let (receipt, mut answer) = Receipt::single();
-    let publish = Publish {
-        publish_id: Uuid::now_v7(),
-        exchange: String::new(),
-        routing_key: "work".to_owned(),
-        mandatory: true,
-        message: Message::default(),
-        deadline: Instant::now(),
-        admission: None,
-    };
-    broker.publish(broker.lane(), publish, receipt);
-    let fate = Fate::NotSent(NotSent::Overloaded);
-    assert_eq!(answer.try_recv(), Ok(fate));
-    assert_eq!(broker.queue_depth("work"), Some(0));
-}
-
-#[tokio::test]
 async fn a_publish_to_a_missing_exchange_is_unroutable() {
     let broker = broker([queue("work")]).await;
     let fate = publish(&broker, "missing", "work", "a");

@@ -2,7 +2,7 @@
 //!
 //! The lane keeps up to [`WINDOW`] publishes in flight, without a barrier between them, and queues the rest. It answers each
 //! receipt exactly once, at the latest at its deadline:
-//! - not handed to the client library: not sent, whatever happens;
+//! - not handed to the client library: not sent, whatever happens; nothing is handed to it after its deadline;
 //! - the client library says that the frames were not wholly written: not sent;
 //! - written and resolved: what [`super::verdict`] says;
 //! - written, and the channel broke or the deadline came: in doubt.
@@ -207,6 +207,11 @@ impl Worker {
             let Some((publish, mut receipt)) = self.backlog.pop_front() else {
                 return;
             };
+            // It may have come too late already, or have waited while this process was stopped.
+            if publish.deadline <= Instant::now() {
+                receipt.answer(Fate::NotSent(NotSent::Overloaded));
+                continue;
+            }
             if convert::header_bytes(&publish.message.headers) > HEADERS_MAX {
                 receipt.answer(Fate::NotSent(NotSent::HeadersTooLarge));
                 continue;

@@ -65,6 +65,7 @@ macro_rules! contract_suite {
                 a_full_queue_refuses_while_its_neighbour_stores
                 a_full_quorum_queue_refuses_in_the_end
                 every_one_of_many_concurrent_publishes_gets_its_own_fate
+                a_publish_that_is_late_already_is_not_sent
                 a_missing_exchange_is_not_found
                 a_missing_queue_is_not_found
                 a_binding_to_something_missing_is_not_found

@@ -389,3 +389,30 @@ pub async fn messages_of_one_lane_keep_their_order(f: Fixture) {
     assert_eq!(even, (0..200).step_by(2).collect::<Vec<_>>());
     assert_eq!(odd, (1..200).step_by(2).collect::<Vec<_>>());
 }
+
+pub async fn a_publish_that_is_late_already_is_not_sent(f: Fixture) {
+    f.declare_queues([f.queue("work")]).await;
+    let publish = |body, deadline| {
+        let (receipt, answer) = Receipt::single();
+        let publish = Publish {
+            publish_id: Uuid::now_v7(),
+            exchange: String::new(),
+            routing_key: f.name("work"),
+            mandatory: true,
+            message: text(body),
+            deadline,
+            admission: None,
+        };
+        f.broker.publish(f.broker.lane(), publish, receipt);
+        answer
+    };
+    let now = Instant::now();
+    let late: Vec<_> = (0..20).map(|_| publish("late", now)).collect();
+    let timely_one = publish("timely", now + PATIENCE);
+    for answer in late {
+        let fate = timely(answer).await.expect("a receipt always answers");
+        assert_eq!(fate, Fate::NotSent(NotSent::Overloaded));
+    }
+    assert_eq!(timely(timely_one).await, Ok(Fate::Confirmed));
+    assert_eq!(f.drain_bodies("work").await, ["timely"]);
+}
