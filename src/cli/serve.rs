@@ -52,6 +52,7 @@ fn argument(setting: &'static Setting) -> Arg {
     Arg::new(setting.name)
         .long(flag(setting).trim_start_matches('-').to_owned())
         .value_name("VALUE")
+        .hide(setting.expert)
         .help(format!("{} [env: {}]{default}", setting.help, setting.name))
 }
 

@@ -27,8 +27,8 @@ use crate::{
 
 /// How often due retries are looked for.
 const RETRY_POLL: Duration = Duration::from_millis(500);
-/// How long a replica may take to publish a retry that it claimed.
-const RETRY_LEASE: Duration = Duration::from_secs(60);
+/// A shorter lease would end before a slow broker has confirmed the retry, again and again.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// The longest pause after a retry could not be sent.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
@@ -220,6 +220,10 @@ fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
 fn retries(reader: &mut Reader) -> Policy {
     let max_retries = reader.number("MESSAGE_MAX_RETRIES");
     let delays = reader.durations("MESSAGE_RETRY_DELAYS");
+    let lease = reader.duration("MESSAGE_RETRY_LEASE");
+    if lease < SHORTEST_LEASE {
+        reader.problem("MESSAGE_RETRY_LEASE", "must be at least 1s");
+    }
     let single = reader.is_set("MESSAGE_RETRY_DELAY") && !reader.is_set("MESSAGE_RETRY_DELAYS");
     Policy {
         default: if single {
@@ -231,7 +235,7 @@ fn retries(reader: &mut Reader) -> Policy {
         rate: reader.number("MESSAGE_RETRY_RATE"),
         quiet_period: reader.duration("MESSAGE_QUIET_PERIOD"),
         poll: RETRY_POLL,
-        lease: RETRY_LEASE,
+        lease,
         longest_pause: RETRY_PAUSE,
     }
 }
@@ -370,6 +374,14 @@ mod tests {
     fn an_open_port_must_be_asked_for() {
         assert!(read(&[("APP_HOST", "0.0.0.0")]).is_err());
         assert!(read(&[("APP_HOST", "0.0.0.0"), ("AUTH", "none")]).is_ok());
+    }
+
+    #[test]
+    fn a_lease_leaves_time_to_send() {
+        let lease = |text| read(&[("MESSAGE_RETRY_LEASE", text)]);
+        assert!(lease("999ms").is_err());
+        let config = lease("1s").expect("valid");
+        assert_eq!(config.retries.lease, Duration::from_secs(1));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub struct Setting {
     pub default: &'static str,
     /// Never shown, and may come from the file named in `NAME_FILE`.
     pub secret: bool,
+    /// Not in the flags' help: hardly anybody needs it. `courtier config print` shows it.
+    pub expert: bool,
     pub help: &'static str,
 }
 
@@ -18,6 +20,7 @@ const fn setting(name: &'static str, default: &'static str, help: &'static str) 
         name,
         default,
         secret: false,
+        expert: false,
         help,
     }
 }
@@ -27,6 +30,17 @@ const fn secret(name: &'static str, default: &'static str, help: &'static str) -
         name,
         default,
         secret: true,
+        expert: false,
+        help,
+    }
+}
+
+const fn expert(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting {
+        name,
+        default,
+        secret: false,
+        expert: true,
         help,
     }
 }
@@ -112,6 +126,11 @@ pub const SETTINGS: &[Setting] = &[
         "MESSAGE_QUIET_PERIOD",
         "15m",
         "A retry that did not fail again for so long counts as done (for consumers that ack past the gateway)",
+    ),
+    expert(
+        "MESSAGE_RETRY_LEASE",
+        "60s",
+        "How long a replica has a failed message to itself while it sends a retry; if it dies meanwhile, another one sends it after so long. At least 1s",
     ),
     setting(
         "DB_CONNECTION",
