@@ -71,6 +71,8 @@ impl Consumer {
         };
         requests.send(start).expect("the receiver is here");
         let opening = SubscriberClient::new(channel)
+            // The largest payload fills tonic's own limit by itself.
+            .max_decoding_message_size(2 * 4 * 1024 * 1024)
             .subscribe(UnboundedReceiverStream::new(receiver))
             .await;
         opening.map(|response| consumer(response.into_inner()))
@@ -100,7 +102,8 @@ impl Consumer {
         });
     }
 
-    fn settle(&self, settle: Settle) {
+    /// Sends a settle as it is.
+    pub fn settle(&self, settle: Settle) {
         // A stream that is over says so by itself.
         let _ = self.requests.send(SubscribeRequest {
             request: Some(Request::Settle(settle)),

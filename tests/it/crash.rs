@@ -9,7 +9,7 @@ use courtier::grpc::proto::Outcome;
 
 use crate::{instance::Instance, load::Load, process::Process};
 
-fn crashes() -> u32 {
+pub fn crashes() -> u32 {
     std::env::var("COURTIER_CRASHES").map_or(20, |count| count.parse().expect("a number"))
 }
 

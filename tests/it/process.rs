@@ -75,6 +75,21 @@ impl Process {
         self.child.wait().expect("it ends");
     }
 
+    /// Lets it hang, sockets open, until [`resume`](Self::resume).
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let mut kill = Command::new("kill");
+        kill.args(["-s", name, &self.child.id().to_string()]);
+        assert!(kill.status().expect("a shell's tool").success());
+    }
+
     /// Starts it again, on the same port.
     pub async fn restart(&mut self) {
         self.child = spawn(self.port, &self.settings, &self.log);

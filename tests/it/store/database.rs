@@ -93,6 +93,14 @@ impl Own {
         }
     }
 
+    /// Of one on a server.
+    pub fn url(&self) -> &str {
+        match self {
+            Self::File { .. } => panic!("not on a server"),
+            Self::Server { url, .. } => url,
+        }
+    }
+
     pub fn options(&self) -> Options {
         let place = match self {
             Self::File { .. } => Place::File(self.path()),

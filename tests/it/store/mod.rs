@@ -5,7 +5,7 @@ mod changes;
 mod claims;
 mod collect;
 mod counts;
-mod database;
+pub mod database;
 mod deaths;
 mod life;
 mod lists;
