@@ -24,6 +24,16 @@ pub struct Topology {
     pub exchanges: Vec<Exchange>,
     pub queues: Vec<Queue>,
     pub bindings: Vec<Binding>,
+    /// How what fails in a queue is retried, where that is not as everywhere. The broker knows nothing of it.
+    pub retries: BTreeMap<String, Retries>,
+}
+
+/// See [`Topology::retries`]; what is `None` is as everywhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Retries {
+    pub max: Option<u32>,
+    /// Not empty.
+    pub delays: Option<Vec<Duration>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +110,15 @@ pub struct QueueDefaults {
 }
 
 impl Queue {
+    /// The queue that takes dead letters, under this name.
+    pub fn dead_letters(name: &str, ttl: Duration) -> Self {
+        Self {
+            message_ttl: Some(ttl),
+            delivery_limit: Some(DEAD_LETTER_RETURNS),
+            ..Self::bare(name, QueueKind::Quorum)
+        }
+    }
+
     /// A queue without limits.
     pub fn bare(name: &str, kind: QueueKind) -> Self {
         Self {
@@ -113,6 +132,11 @@ impl Queue {
         }
     }
 }
+
+/// RabbitMQ 4 drops from a quorum queue, unless it says otherwise, what was returned 20 times
+/// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>). Dead letters are returned whenever the database is
+/// away. "Without limit" is written differently from version to version; so many is understood by all.
+const DEAD_LETTER_RETURNS: u32 = 1_000_000_000;
 
 /// Most ready messages of a work queue before it refuses more, unless the file says otherwise.
 const DEFAULT_MAX_LENGTH: u64 = 10_000;
@@ -162,7 +186,7 @@ struct FileQueue {
     #[serde(rename = "type")]
     kind: Option<QueueKind>,
     /// `"24h"`, or milliseconds; `"none"` for no limit.
-    message_ttl: Option<TtlText>,
+    message_ttl: Option<TimeText>,
     /// 0: no limit.
     max_length: Option<u64>,
     max_priority: Option<u8>,
@@ -170,13 +194,27 @@ struct FileQueue {
     delivery_limit: Option<u32>,
     #[serde(default = "yes")]
     dead_letter: bool,
+    /// Automatic retries of what fails here; 0: none.
+    max_retries: Option<u32>,
+    /// The delay before each of them.
+    retry_delays: Option<Vec<TimeText>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum TtlText {
+enum TimeText {
     Milliseconds(u64),
     Text(String),
+}
+
+impl TimeText {
+    fn read(&self) -> Result<Duration, String> {
+        match self {
+            Self::Milliseconds(ms) => Ok(Duration::from_millis(*ms)),
+            Self::Text(text) => humantime::parse_duration(text)
+                .map_err(|error| format!("{text:?} is not a time such as \"30s\": {error}")),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -243,6 +281,10 @@ impl Topology {
         with.map(|queue| queue.name.clone()).collect()
     }
 
+    fn retries(&mut self, queue: &str) -> &mut Retries {
+        self.retries.entry(queue.to_owned()).or_default()
+    }
+
     fn add_queue(&mut self, queue: FileQueue, defaults: &QueueDefaults) -> Result<(), BadTopology> {
         let bad = |problem: &str| BadTopology::Entry {
             what: Entity::Queue,
@@ -261,13 +303,25 @@ impl Topology {
         };
         let message_ttl = match &queue.message_ttl {
             None => Some(defaults.message_ttl),
-            Some(TtlText::Milliseconds(ms)) => Some(Duration::from_millis(*ms)),
-            Some(TtlText::Text(text)) if text == "none" => None,
-            Some(TtlText::Text(text)) => {
-                let ttl = humantime::parse_duration(text);
-                Some(ttl.map_err(|error| bad(&format!("message_ttl {text:?}: {error}")))?)
+            Some(TimeText::Text(text)) if text == "none" => None,
+            Some(text) => {
+                let ttl = text.read();
+                Some(ttl.map_err(|problem| bad(&format!("message_ttl: {problem}")))?)
             }
         };
+        if let Some(delays) = &queue.retry_delays {
+            let delays: Result<Vec<_>, _> = delays.iter().map(TimeText::read).collect();
+            let delays = delays.map_err(|problem| bad(&format!("retry_delays: {problem}")))?;
+            if delays.is_empty() {
+                return Err(bad(
+                    "retry_delays is empty; max_retries = 0 means no retries",
+                ));
+            }
+            self.retries(&queue.name).delays = Some(delays);
+        }
+        if let Some(max) = queue.max_retries {
+            self.retries(&queue.name).max = Some(max);
+        }
         let max_length = Some(queue.max_length.unwrap_or(DEFAULT_MAX_LENGTH)).filter(|n| *n > 0);
         let delivery_limit = match (queue.delivery_limit, kind) {
             (Some(_), QueueKind::Classic) => {
@@ -293,10 +347,8 @@ impl Topology {
                 routing_key: queue.name.clone(),
                 arguments: BTreeMap::new(),
             });
-            self.queues.push(Queue {
-                message_ttl: Some(defaults.dead_letter_ttl),
-                ..Queue::bare(&target, QueueKind::Quorum)
-            });
+            self.queues
+                .push(Queue::dead_letters(&target, defaults.dead_letter_ttl));
         }
         self.queues.push(Queue {
             name: queue.name,
@@ -381,8 +433,28 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_may_have_a_retry_schedule_of_its_own() {
+        let text = "[[queues]]\nname = \"q\"\nmax_retries = 0\nretry_delays = [\"1s\", 2000]\n[[queues]]\nname = \"p\"";
+        let topology = Topology::parse(text, &DEFAULTS).expect("valid");
+        let own = Retries {
+            max: Some(0),
+            delays: Some(vec![Duration::from_secs(1), Duration::from_secs(2)]),
+        };
+        assert_eq!(topology.retries, BTreeMap::from([("q".to_owned(), own)]));
+        assert_eq!(topology.dead_lettered(), ["q", "p"]);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let cases = [
+            (
+                "[[queues]]\nname = \"q\"\nretry_delays = []",
+                "max_retries = 0",
+            ),
+            (
+                "[[queues]]\nname = \"q\"\nretry_delays = [\"soon\"]",
+                "soon",
+            ),
             ("[[queues]]\nname = \"amq.q\"", "amq."),
             (
                 "[[queues]]\nname = \"q\"\ntype = \"quorum\"\nmax_priority = 5",

@@ -6,7 +6,6 @@ pub mod reader;
 pub mod settings;
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -91,7 +90,7 @@ impl Config {
         };
         let topology = topology(&mut reader, &defaults);
         let config = Self {
-            retries: retries(&mut reader),
+            retries: retries(&mut reader, topology.as_ref()),
             database: database(&mut reader),
             topology,
             limits: limits(&mut reader, &defaults),
@@ -217,7 +216,7 @@ fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
     }
 }
 
-fn retries(reader: &mut Reader) -> Policy {
+fn retries(reader: &mut Reader, topology: Option<&TopologyFile>) -> Policy {
     let max_retries = reader.number("MESSAGE_MAX_RETRIES");
     let delays = reader.durations("MESSAGE_RETRY_DELAYS");
     let lease = reader.duration("MESSAGE_RETRY_LEASE");
@@ -225,14 +224,28 @@ fn retries(reader: &mut Reader) -> Policy {
         reader.problem("MESSAGE_RETRY_LEASE", "must be at least 1s");
     }
     let single = reader.is_set("MESSAGE_RETRY_DELAY") && !reader.is_set("MESSAGE_RETRY_DELAYS");
+    let default = if single {
+        Schedule::growing(reader.duration("MESSAGE_RETRY_DELAY"), max_retries)
+    } else {
+        Schedule::new(delays, max_retries)
+    };
+    let own = topology.map(|file| &file.topology.retries);
+    let queues = own
+        .into_iter()
+        .flatten()
+        .map(|(queue, own)| (queue.clone(), default.but(own.max, own.delays.clone())))
+        .collect();
+    let rate = reader.number("MESSAGE_RETRY_RATE");
+    if rate == 0 {
+        reader.problem(
+            "MESSAGE_RETRY_RATE",
+            "must be at least 1; MESSAGE_MAX_RETRIES=0 means no automatic retries",
+        );
+    }
     Policy {
-        default: if single {
-            Schedule::growing(reader.duration("MESSAGE_RETRY_DELAY"), max_retries)
-        } else {
-            Schedule::new(delays, max_retries)
-        },
-        queues: HashMap::new(),
-        rate: reader.number("MESSAGE_RETRY_RATE"),
+        default,
+        queues,
+        rate,
         quiet_period: reader.duration("MESSAGE_QUIET_PERIOD"),
         poll: RETRY_POLL,
         lease,
@@ -305,6 +318,8 @@ fn database_place(reader: &mut Reader) -> Place {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     fn read(set: &[(&str, &str)]) -> Result<Config, String> {
@@ -337,6 +352,58 @@ mod tests {
             config.limits.dead_letter_ttl,
             Duration::from_secs(7 * 86_400)
         );
+    }
+
+    #[test]
+    fn the_retry_schedule_is_a_list_or_grows_from_one_delay() {
+        let schedule = |set: &[(&str, &str)]| read(set).expect("valid").retries.default;
+        let minutes = |list: &[u64]| {
+            let delays = list.iter().map(|n| Duration::from_secs(60 * n));
+            Schedule::new(delays.collect(), 3)
+        };
+        assert_eq!(schedule(&[]), minutes(&[1, 5, 30]));
+        let list = ("MESSAGE_RETRY_DELAYS", "2m, 180000");
+        assert_eq!(schedule(&[list]), minutes(&[2, 3]));
+        let single = ("MESSAGE_RETRY_DELAY", "60000");
+        let growing = Schedule::growing(Duration::from_secs(60), 3);
+        assert_eq!(schedule(&[single]), growing);
+        assert_eq!(schedule(&[single, list]), minutes(&[2, 3]));
+    }
+
+    #[test]
+    fn the_database_is_sqlite_unless_named_otherwise() {
+        let place = |set: &[(&str, &str)]| match read(set).map(|config| config.database.place) {
+            Ok(Place::File(path)) => path.display().to_string(),
+            Ok(Place::Server(url)) => url.expose_secret().to_owned(),
+            Err(problem) => problem,
+        };
+        assert_eq!(place(&[]), "./data/courtier.db");
+        assert_eq!(
+            place(&[("DATA_DIR", "/x"), ("DB_DATABASE", "own.sqlite")]),
+            "/x/own.sqlite"
+        );
+        let server = [
+            ("DB_CONNECTION", "mysql"),
+            ("DB_HOST", "db"),
+            ("DB_PORT", "tcp://10.0.0.1:3307"),
+            ("DB_USERNAME", "shop"),
+            ("DB_PASSWORD", "p/w"),
+        ];
+        assert_eq!(
+            place(&server),
+            "mysql://shop:p%2Fw@db:3307/messages%5Fbroker%5Fdb"
+        );
+        assert!(place(&server[1..]).contains("DB_CONNECTION"));
+        assert_eq!(
+            place(&[("DATABASE_URL", "pgsql://u@h/d")]),
+            "postgres://u@h/d"
+        );
+        for bad in ["redis://h", "sqlite::memory:", "mysql:x", "x"] {
+            assert!(
+                place(&[("DATABASE_URL", bad)]).contains("DATABASE_URL"),
+                "{bad}"
+            );
+        }
     }
 
     #[test]

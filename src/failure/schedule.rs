@@ -45,6 +45,14 @@ impl Schedule {
         Self::new((0..STEPS).map(step).collect(), max_retries)
     }
 
+    /// The same with another number of retries, or other delays.
+    pub fn but(&self, max_retries: Option<u32>, delays: Option<Vec<Duration>>) -> Self {
+        Self::new(
+            delays.unwrap_or_else(|| self.delays.clone()),
+            max_retries.unwrap_or(self.max_retries),
+        )
+    }
+
     /// The delay before the retry after `retry_count` retries. `random` is from 0 to 1.
     pub fn delay(&self, retry_count: u32, random: f64) -> Duration {
         let last = self.delays.len() - 1;

@@ -9,7 +9,7 @@ use super::Gateway;
 use crate::{
     broker::{
         Delivery, Fate, Publish, Receipt,
-        topology::{Queue, QueueKind, Topology, dead_letter_queue},
+        topology::{Queue, Topology, dead_letter_queue},
     },
     failure::{ErrorDetail, MAX_ERROR_TEXT, Next},
     message::{Message, Value, header},
@@ -45,10 +45,7 @@ impl Gateway {
             fate => return confirmed(fate),
         }
         let missing = Topology {
-            queues: vec![Queue {
-                message_ttl: Some(self.limits.dead_letter_ttl),
-                ..Queue::bare(&target, QueueKind::Quorum)
-            }],
+            queues: vec![Queue::dead_letters(&target, self.limits.dead_letter_ttl)],
             ..Topology::default()
         };
         match self.broker.declare(&missing).await {
