@@ -24,11 +24,17 @@ pub struct Topology {
     pub exchanges: Vec<Exchange>,
     pub queues: Vec<Queue>,
     pub bindings: Vec<Binding>,
-    /// How what fails in a queue is retried, where that is not as everywhere. The broker knows nothing of it.
+}
+
+/// What a topology file says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parsed {
+    pub topology: Topology,
+    /// By queue, for queues that are not retried as all others.
     pub retries: BTreeMap<String, Retries>,
 }
 
-/// See [`Topology::retries`]; what is `None` is as everywhere.
+/// How what fails in a queue is retried; what is `None` is as everywhere. The broker knows nothing of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Retries {
     pub max: Option<u32>,
@@ -228,6 +234,33 @@ struct FileBinding {
     arguments: BTreeMap<String, String>,
 }
 
+impl FileQueue {
+    fn retries(&self) -> Result<Retries, BadTopology> {
+        let delays = self.retry_delays.as_ref();
+        let delays: Option<Result<Vec<_>, _>> =
+            delays.map(|delays| delays.iter().map(TimeText::read).collect());
+        let delays = match delays.transpose() {
+            Ok(Some(delays)) if delays.is_empty() => {
+                return Err(self.bad("retry_delays is empty; max_retries = 0 means no retries"));
+            }
+            Ok(delays) => delays,
+            Err(problem) => return Err(self.bad(&format!("retry_delays: {problem}"))),
+        };
+        Ok(Retries {
+            max: self.max_retries,
+            delays,
+        })
+    }
+
+    fn bad(&self, problem: &str) -> BadTopology {
+        BadTopology::Entry {
+            what: Entity::Queue,
+            name: self.name.clone(),
+            problem: problem.to_owned(),
+        }
+    }
+}
+
 fn topic() -> ExchangeKind {
     ExchangeKind::Topic
 }
@@ -238,9 +271,10 @@ fn yes() -> bool {
 
 impl Topology {
     /// Reads a topology file and fills in what it leaves out.
-    pub fn parse(text: &str, defaults: &QueueDefaults) -> Result<Self, BadTopology> {
+    pub fn parse(text: &str, defaults: &QueueDefaults) -> Result<Parsed, BadTopology> {
         let file: File = toml::from_str(text)?;
         let mut topology = Self::default();
+        let mut retries = BTreeMap::new();
         for exchange in file.exchanges {
             check(Entity::Exchange, &exchange.name, names::exchange)?;
             topology.exchanges.push(Exchange {
@@ -257,6 +291,10 @@ impl Topology {
         }
         for queue in file.queues {
             check(Entity::Queue, &queue.name, names::queue)?;
+            let own = queue.retries()?;
+            if own != Retries::default() {
+                retries.insert(queue.name.clone(), own);
+            }
             topology.add_queue(queue, defaults)?;
         }
         for binding in file.bindings {
@@ -269,7 +307,7 @@ impl Topology {
                 arguments: binding.arguments,
             });
         }
-        Ok(topology)
+        Ok(Parsed { topology, retries })
     }
 
     /// Queues whose dead letters go to a dead-letter queue of this topology.
@@ -281,16 +319,8 @@ impl Topology {
         with.map(|queue| queue.name.clone()).collect()
     }
 
-    fn retries(&mut self, queue: &str) -> &mut Retries {
-        self.retries.entry(queue.to_owned()).or_default()
-    }
-
     fn add_queue(&mut self, queue: FileQueue, defaults: &QueueDefaults) -> Result<(), BadTopology> {
-        let bad = |problem: &str| BadTopology::Entry {
-            what: Entity::Queue,
-            name: queue.name.clone(),
-            problem: problem.to_owned(),
-        };
+        let bad = |problem: &str| queue.bad(problem);
         let kind = match (queue.kind, queue.max_priority) {
             (Some(QueueKind::Quorum), Some(_)) => {
                 return Err(bad(
@@ -309,19 +339,6 @@ impl Topology {
                 Some(ttl.map_err(|problem| bad(&format!("message_ttl: {problem}")))?)
             }
         };
-        if let Some(delays) = &queue.retry_delays {
-            let delays: Result<Vec<_>, _> = delays.iter().map(TimeText::read).collect();
-            let delays = delays.map_err(|problem| bad(&format!("retry_delays: {problem}")))?;
-            if delays.is_empty() {
-                return Err(bad(
-                    "retry_delays is empty; max_retries = 0 means no retries",
-                ));
-            }
-            self.retries(&queue.name).delays = Some(delays);
-        }
-        if let Some(max) = queue.max_retries {
-            self.retries(&queue.name).max = Some(max);
-        }
         let max_length = Some(queue.max_length.unwrap_or(DEFAULT_MAX_LENGTH)).filter(|n| *n > 0);
         let delivery_limit = match (queue.delivery_limit, kind) {
             (Some(_), QueueKind::Classic) => {
@@ -387,7 +404,8 @@ mod tests {
     #[test]
     fn the_shipped_example_has_the_eleven_pairs_and_their_dead_letter_queues() {
         let example = include_str!("../../examples/topology.toml");
-        let topology = Topology::parse(example, &DEFAULTS).expect("the example is valid");
+        let parsed = Topology::parse(example, &DEFAULTS).expect("the example is valid");
+        let topology = parsed.topology;
         for service in [
             "auth",
             "products",
@@ -419,7 +437,8 @@ mod tests {
     fn deliveries_are_limited_where_the_dead_letter_is_kept() {
         let limit = |settings: &str| {
             let text = format!("[[queues]]\nname = \"q\"\n{settings}");
-            let topology = Topology::parse(&text, &DEFAULTS).expect("valid");
+            let parsed = Topology::parse(&text, &DEFAULTS).expect("valid");
+            let topology = parsed.topology;
             let queue = topology.queues.iter().find(|queue| queue.name == "q");
             queue.and_then(|queue| queue.delivery_limit)
         };
@@ -435,12 +454,12 @@ mod tests {
     #[test]
     fn a_queue_may_have_a_retry_schedule_of_its_own() {
         let text = "[[queues]]\nname = \"q\"\nmax_retries = 0\nretry_delays = [\"1s\", 2000]\n[[queues]]\nname = \"p\"";
-        let topology = Topology::parse(text, &DEFAULTS).expect("valid");
+        let Parsed { topology, retries } = Topology::parse(text, &DEFAULTS).expect("valid");
         let own = Retries {
             max: Some(0),
             delays: Some(vec![Duration::from_secs(1), Duration::from_secs(2)]),
         };
-        assert_eq!(topology.retries, BTreeMap::from([("q".to_owned(), own)]));
+        assert_eq!(retries, BTreeMap::from([("q".to_owned(), own)]));
         assert_eq!(topology.dead_lettered(), ["q", "p"]);
     }
 

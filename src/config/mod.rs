@@ -6,6 +6,7 @@ pub mod reader;
 pub mod settings;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -17,7 +18,7 @@ use self::reader::{Problems, Reader};
 use crate::{
     broker::{
         rabbitmq,
-        topology::{QueueDefaults, Topology},
+        topology::{self, Parsed, QueueDefaults, Topology},
     },
     failure::schedule::{Policy, Schedule},
     gateway::Limits,
@@ -58,6 +59,8 @@ pub struct App {
 pub struct TopologyFile {
     pub path: PathBuf,
     pub topology: Topology,
+    /// By queue, for queues that are not retried as all others.
+    pub retries: BTreeMap<String, topology::Retries>,
 }
 
 /// Limits of connections.
@@ -194,7 +197,11 @@ fn topology(reader: &mut Reader, defaults: &QueueDefaults) -> Option<TopologyFil
     let path = PathBuf::from(reader.optional("TOPOLOGY_FILE")?);
     let text = reader.file("TOPOLOGY_FILE")?;
     match Topology::parse(&text, defaults) {
-        Ok(topology) => Some(TopologyFile { path, topology }),
+        Ok(Parsed { topology, retries }) => Some(TopologyFile {
+            path,
+            topology,
+            retries,
+        }),
         Err(error) => {
             reader.problem("TOPOLOGY_FILE", &error.to_string());
             None
@@ -229,7 +236,7 @@ fn retries(reader: &mut Reader, topology: Option<&TopologyFile>) -> Policy {
     } else {
         Schedule::new(delays, max_retries)
     };
-    let own = topology.map(|file| &file.topology.retries);
+    let own = topology.map(|file| &file.retries);
     let queues = own
         .into_iter()
         .flatten()

@@ -346,7 +346,8 @@ async fn an_exchange_that_is_deleted_in_use_is_missed_and_found_again() {
         message_ttl: Duration::from_secs(3_600),
         dead_letter_ttl: Duration::from_secs(3_600),
     };
-    let topology = Topology::parse(TOPOLOGY, &defaults).expect("valid");
+    let parsed = Topology::parse(TOPOLOGY, &defaults).expect("valid");
+    let topology = parsed.topology;
     assert_eq!(broker.declare(&topology).await.expect("declared"), []);
     broker.close().await;
     load.progress(300).await;

@@ -347,7 +347,7 @@ async fn a_native_consumer_that_dies_is_stopped_by_the_delivery_limit() {
         dead_letter_ttl: PATIENCE * 10,
     };
     front
-        .declare(Topology::parse(&file, &defaults).expect("valid"))
+        .declare(Topology::parse(&file, &defaults).expect("valid").topology)
         .await;
     front.fill(&queue, &["poison"]).await;
     let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
