@@ -20,6 +20,8 @@ WORKDIR /var/lib/courtier
 # The specification maps 8011 outside to 8000 inside. APP_HOST stays the program's own default, the loopback interface:
 # binding to all of them without credentials is for whoever runs the container to say.
 ENV APP_PORT=8000
+# Without a database server, failed messages are kept here: mount a volume.
+ENV DATA_DIR=/var/lib/courtier
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["courtier", "health"]
