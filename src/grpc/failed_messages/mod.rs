@@ -1,5 +1,7 @@
 //! `courtier.v1.FailedMessages`.
 
+mod convert;
+
 use std::time::Duration;
 
 use futures::{StreamExt, stream::BoxStream};
@@ -9,36 +11,33 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use self::convert::{
+    read_filter, some, write_basic, write_change, write_full, write_operation, write_time,
+};
 use super::{
-    convert,
     proto::{
-        self, DeleteFailedMessageRequest, DeleteFailedMessageResponse, DeleteFailedMessagesRequest,
+        DeleteFailedMessageRequest, DeleteFailedMessageResponse, DeleteFailedMessagesRequest,
         DeleteFailedMessagesResponse, EditAndRetryFailedMessageRequest,
-        EditAndRetryFailedMessageResponse, FailedMessageFilter, FailedMessageGroup,
-        GetFailedMessageRequest, GetFailedMessageResponse, GetFailedMessageStatsRequest,
-        GetFailedMessageStatsResponse, ListFailedMessageGroupsRequest,
-        ListFailedMessageGroupsResponse, ListFailedMessagesRequest, ListFailedMessagesResponse,
-        ResolveFailedMessageRequest, ResolveFailedMessageResponse, RetryFailedMessageRequest,
-        RetryFailedMessageResponse, RetryFailedMessagesRequest, RetryFailedMessagesResponse,
-        WatchFailedMessagesRequest, WatchFailedMessagesResponse,
-        failed_messages_server::FailedMessages,
-        get_failed_message_stats_response::QueueStats,
-        list_failed_messages_request::View,
-        retry_failed_messages_response::State as ProtoState,
-        watch_failed_messages_response::{Change as ProtoChange, change::Kind},
+        EditAndRetryFailedMessageResponse, FailedMessageGroup, GetFailedMessageRequest,
+        GetFailedMessageResponse, GetFailedMessageStatsRequest, GetFailedMessageStatsResponse,
+        ListFailedMessageGroupsRequest, ListFailedMessageGroupsResponse, ListFailedMessagesRequest,
+        ListFailedMessagesResponse, ResolveFailedMessageRequest, ResolveFailedMessageResponse,
+        RetryFailedMessageRequest, RetryFailedMessageResponse, RetryFailedMessagesRequest,
+        RetryFailedMessagesResponse, WatchFailedMessagesRequest, WatchFailedMessagesResponse,
+        failed_messages_server::FailedMessages, get_failed_message_stats_response::QueueStats,
+        list_failed_messages_request::View, retry_failed_messages_response::State as ProtoState,
     },
     status::invalid_request,
 };
 use crate::{
     error::Failure,
-    failure::{self, Reason, Resolution, Time},
     gateway::{
         Gateway,
-        failed::{self, DEFAULT_RATE, Full, MAX_RATE},
+        failed::{self, DEFAULT_RATE, MAX_RATE},
         page,
         validate::Invalid,
     },
-    store::{Change, Filter, Operation, OperationState},
+    store::{Filter, Operation, OperationState},
 };
 
 /// How often the progress of a bulk retry is told, while it changes.
@@ -173,7 +172,7 @@ impl FailedMessages for Service {
         let Some(message) = request.message else {
             return Err(invalid("message", "must be set"));
         };
-        let message = convert::incoming(message).map_err(invalid_request)?;
+        let message = super::convert::incoming(message).map_err(invalid_request)?;
         let limit = self.gateway.limits.max_payload_bytes;
         let replaced = self
             .failed()
@@ -386,206 +385,4 @@ fn check_all(filter: &Filter, all: bool) -> Result<(), Status> {
         return Err(invalid("filter", problem));
     }
     Ok(())
-}
-
-fn some(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
-}
-
-fn read_filter(filter: Option<FailedMessageFilter>) -> Result<Filter, Status> {
-    let Some(filter) = filter else {
-        return Ok(Filter::default());
-    };
-    let statuses = filter.statuses().map(|status| {
-        use proto::failed_message::Status;
-        match status {
-            Status::Pending => Some(failure::Status::Pending),
-            Status::Retrying => Some(failure::Status::Retrying),
-            Status::Failed => Some(failure::Status::Failed),
-            Status::Resolved => Some(failure::Status::Resolved),
-            Status::Unspecified => None,
-        }
-    });
-    let statuses: Option<_> = statuses.collect();
-    let reasons = filter.reasons().map(|reason| {
-        use proto::DeathReason;
-        match reason {
-            DeathReason::Rejected => Some(Reason::Rejected),
-            DeathReason::Expired => Some(Reason::Expired),
-            DeathReason::MaxLength => Some(Reason::MaxLength),
-            DeathReason::DeliveryLimit => Some(Reason::DeliveryLimit),
-            DeathReason::Returned => Some(Reason::Returned),
-            DeathReason::Unspecified => None,
-        }
-    });
-    let reasons: Option<_> = reasons.collect();
-    let unknown = "has a value that is not known";
-    let operation = some(filter.operation_id)
-        .map(|id| Uuid::parse_str(&id))
-        .transpose();
-    Ok(Filter {
-        statuses: statuses.ok_or_else(|| invalid("filter.statuses", unknown))?,
-        reasons: reasons.ok_or_else(|| invalid("filter.reasons", unknown))?,
-        operation_id: operation
-            .map_err(|_| invalid("filter.operation_id", "is not the id of an operation"))?,
-        queue: some(filter.queue),
-        exchange: some(filter.exchange),
-        routing_key: some(filter.routing_key),
-        error_text: some(filter.error_text),
-        failed_after: read_time("filter.failed_after", filter.failed_after)?,
-        failed_before: read_time("filter.failed_before", filter.failed_before)?,
-        fingerprint: some(filter.fingerprint),
-        message_id: some(filter.message_id),
-    })
-}
-
-fn read_time(
-    field: &'static str,
-    time: Option<prost_types::Timestamp>,
-) -> Result<Option<Time>, Status> {
-    let Some(time) = time else {
-        return Ok(None);
-    };
-    let nanos = u32::try_from(time.nanos).ok();
-    let read = nanos.and_then(|nanos| Time::from_timestamp(time.seconds, nanos));
-    let years = Time::from_timestamp(0, 0)..Time::from_timestamp(253_402_300_800, 0);
-    let read = read.filter(|_| years.contains(&read));
-    Ok(Some(read.ok_or_else(|| {
-        invalid(field, "must be from 1970 to 9999")
-    })?))
-}
-
-pub(super) fn write_time(time: Time) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: time.timestamp(),
-        nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default(),
-    }
-}
-
-fn write_full(full: Full) -> proto::FailedMessage {
-    let message = convert::delivered(&full.message.message);
-    let stack = full.message.error.stack.clone();
-    proto::FailedMessage {
-        message: Some(message),
-        error_stack: stack,
-        attempts: full.attempts.into_iter().map(write_attempt).collect(),
-        ..write_basic(full.message)
-    }
-}
-
-fn write_basic(row: failure::FailedMessage) -> proto::FailedMessage {
-    use proto::failed_message as view;
-    let message = proto::Message {
-        payload: None,
-        ..convert::delivered(&row.message)
-    };
-    let state = row.state;
-    let status = match state.status {
-        failure::Status::Pending => view::Status::Pending,
-        failure::Status::Retrying => view::Status::Retrying,
-        failure::Status::Failed => view::Status::Failed,
-        failure::Status::Resolved => view::Status::Resolved,
-    };
-    let resolution = match state.resolution {
-        None => view::Resolution::Unspecified,
-        Some(Resolution::Acked) => view::Resolution::Acked,
-        Some(Resolution::Assumed) => view::Resolution::Assumed,
-        Some(Resolution::Manual) => view::Resolution::Manual,
-    };
-    let pending = state.status == failure::Status::Pending;
-    proto::FailedMessage {
-        id: row.id.to_string(),
-        queue: row.queue,
-        exchange: row.exchange,
-        routing_key: row.routing_key,
-        message: Some(message),
-        error_type: row.error.kind,
-        error_message: row.error.message,
-        error_stack: String::new(),
-        reason: write_reason(row.reason).into(),
-        retry_count: state.retry_count,
-        max_retries: state.max_retries,
-        status: status.into(),
-        failed_at: Some(write_time(row.failed_at)),
-        last_retry_at: state.last_retry_at.map(write_time),
-        next_retry_at: state.next_retry_at.filter(|_| pending).map(write_time),
-        resolved_at: state.resolved_at.map(write_time),
-        resolution: resolution.into(),
-        attempts: Vec::new(),
-        fingerprint: row.fingerprint,
-        attempt: state.attempt,
-        last_failed_at: Some(write_time(row.last_failed_at)),
-        comment: row.comment.unwrap_or_default(),
-        operation_id: row
-            .operation_id
-            .map(|id| id.to_string())
-            .unwrap_or_default(),
-        publish_id: row.publish_id.unwrap_or_default(),
-    }
-}
-
-fn write_reason(reason: Reason) -> proto::DeathReason {
-    match reason {
-        Reason::Rejected => proto::DeathReason::Rejected,
-        Reason::Expired => proto::DeathReason::Expired,
-        Reason::MaxLength => proto::DeathReason::MaxLength,
-        Reason::DeliveryLimit => proto::DeathReason::DeliveryLimit,
-        Reason::Returned => proto::DeathReason::Returned,
-    }
-}
-
-fn write_attempt(attempt: failure::Attempt) -> proto::Attempt {
-    use proto::attempt::Outcome;
-    let outcome = match attempt.outcome {
-        None => Outcome::Unspecified,
-        Some(failure::Outcome::Died) => Outcome::Died,
-        Some(failure::Outcome::Acked) => Outcome::Acked,
-        Some(failure::Outcome::Assumed) => Outcome::Assumed,
-        Some(failure::Outcome::Discarded) => Outcome::Discarded,
-    };
-    proto::Attempt {
-        number: attempt.number,
-        manual: attempt.manual,
-        started_at: attempt.started_at.map(write_time),
-        ended_at: attempt.ended_at.map(write_time),
-        outcome: outcome.into(),
-        error_type: attempt.error.kind,
-        error_message: attempt.error.message,
-    }
-}
-
-fn write_change(change: Change) -> ProtoChange {
-    let (kind, failed_message) = match change {
-        Change::Changed(row) => (Kind::Changed, write_basic(*row)),
-        Change::Deleted(id) => {
-            let only_id = proto::FailedMessage {
-                id: id.to_string(),
-                ..Default::default()
-            };
-            (Kind::Deleted, only_id)
-        }
-    };
-    ProtoChange {
-        kind: kind.into(),
-        failed_message: Some(failed_message),
-    }
-}
-
-fn write_operation(operation: &Operation) -> RetryFailedMessagesResponse {
-    let state = match operation.state {
-        OperationState::Running => ProtoState::Running,
-        OperationState::Done => ProtoState::Done,
-        OperationState::Stopped => ProtoState::Stopped,
-    };
-    RetryFailedMessagesResponse {
-        operation_id: operation.id.to_string(),
-        state: state.into(),
-        matched: operation.matched,
-        started: operation.started,
-        succeeded: operation.succeeded,
-        failed_again: operation.failed_again,
-        skipped: operation.skipped,
-        waiting: operation.waiting(),
-        stop_reason: operation.stop_reason.clone().unwrap_or_default(),
-    }
 }
