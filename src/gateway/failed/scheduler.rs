@@ -12,7 +12,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::sender::Sender;
-use crate::store::{Error, Reaped, Step};
+use crate::{
+    failure::schedule::Policy,
+    store::{Error, Reaped, Step},
+};
 
 /// Retries under way at a time, and their payloads in memory.
 const UNDER_WAY: usize = 64;
@@ -49,6 +52,7 @@ impl Scheduler {
         let mut ticks = interval(poll);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut presence = self.sender.store.watch();
+        let mut number = 0;
         loop {
             let next = async {
                 ticks.tick().await;
@@ -62,24 +66,18 @@ impl Scheduler {
                 continue;
             }
             // A round that has begun is finished: rows it claimed are sent or given back.
-            if let Err(error) = self.round(&stop).await {
+            if let Err(error) = self.round(number, &stop).await {
                 tracing::debug!(%error, "this round of retries ends early");
             }
+            number += 1;
         }
     }
 
-    async fn round(&self, stop: &CancellationToken) -> Result<(), Error> {
+    /// The rounds are numbered, from 0.
+    async fn round(&self, number: u64, stop: &CancellationToken) -> Result<(), Error> {
         let store = &self.sender.store;
         while store.step_operation().await? == Step::Done {}
-        let policy = &self.sender.policy;
-        // At least one a round, however short the rounds are.
-        let pace = (f64::from(policy.rate) * policy.poll.as_secs_f64()).ceil();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a small positive number"
-        )]
-        let pace = (pace as u64).max(1);
+        let pace = pace(&self.sender.policy, number);
         for queue in store.waiting_queues().await? {
             for (asked, limit) in [(true, ASKED), (false, pace)] {
                 if stop.is_cancelled() {
@@ -152,6 +150,56 @@ impl Scheduler {
                 forgotten = Instant::now();
                 let _ = self.sender.store.forget_deletions().await;
             }
+        }
+    }
+}
+
+/// How many automatic retries each queue gets in a round: over all rounds just the rate, however short they are.
+fn pace(policy: &Policy, number: u64) -> u64 {
+    let until = |rounds: u64| {
+        let micros = policy.poll.as_micros() * u128::from(rounds);
+        // Rounded up, so that the first round sends something.
+        (u128::from(policy.rate) * micros).div_ceil(1_000_000)
+    };
+    u64::try_from(until(number + 1) - until(number)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::failure::schedule::Schedule;
+
+    fn policy(rate: u32, poll: Duration) -> Policy {
+        Policy {
+            default: Schedule::new(vec![], 3),
+            queues: HashMap::new(),
+            rate,
+            quiet_period: Duration::ZERO,
+            poll,
+            lease: Duration::ZERO,
+            longest_pause: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_rate_below_the_number_of_rounds_is_kept() {
+        let one = policy(1, Duration::from_millis(500));
+        let paces: Vec<_> = (0..6).map(|number| pace(&one, number)).collect();
+        assert_eq!(paces, [1, 0, 1, 0, 1, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn all_rounds_together_keep_the_rate(rate in 1_u32..2_000, poll in 1_u64..5_000, rounds in 1_u64..500) {
+            let policy = policy(rate, Duration::from_millis(poll));
+            let sent: u64 = (0..rounds).map(|number| pace(&policy, number)).sum();
+            let allowed = (u64::from(rate) * poll * rounds).div_ceil(1_000);
+            prop_assert_eq!(sent, allowed);
+            prop_assert!(pace(&policy, 0) > 0);
         }
     }
 }
