@@ -13,7 +13,10 @@ use std::{
 use courtier_migrations as migrations;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
-    sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
+    sqlx::{
+        self, Executor, MySqlConnection, PgConnection,
+        sqlite::{SqliteJournalMode, SqliteSynchronous},
+    },
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
@@ -99,6 +102,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// How long a transaction may do nothing before the server ends it. Shorter than others wait for what it holds.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
 /// How long SQLite waits for its own lock.
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -328,7 +333,13 @@ async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
     common(&mut options);
     options
         .max_connections(max_connections)
-        .idle_timeout(Duration::from_secs(60));
+        .idle_timeout(Duration::from_secs(60))
+        .map_sqlx_postgres_pool_opts(|pool| {
+            pool.after_connect(|connection, _| Box::pin(bound_postgres(connection)))
+        })
+        .map_sqlx_mysql_pool_opts(|pool| {
+            pool.after_connect(|connection, _| Box::pin(bound_mysql(connection)))
+        });
     let pool = Database::connect(options).await?;
     let backend = pool.get_database_backend();
     let statement_bytes = match backend {
@@ -341,6 +352,29 @@ async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
         read: pool.clone(),
         write: pool,
     })
+}
+
+/// Lets the server end a transaction in which nothing happens: its process hangs, or its machine is gone, and others wait for
+/// its rows.
+async fn bound_postgres(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let bound = format!(
+        "SET idle_in_transaction_session_timeout = {}",
+        IDLE_IN_TRANSACTION.as_millis()
+    );
+    connection.execute(sqlx::AssertSqlSafe(bound)).await?;
+    Ok(())
+}
+
+/// The same for MariaDB. MySQL has nothing like it, and says so.
+async fn bound_mysql(connection: &mut MySqlConnection) -> sqlx::Result<()> {
+    let bound = format!(
+        "SET SESSION idle_transaction_timeout = {}",
+        IDLE_IN_TRANSACTION.as_secs()
+    );
+    match connection.execute(sqlx::AssertSqlSafe(bound)).await {
+        Ok(_) | Err(sqlx::Error::Database(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn common(options: &mut ConnectOptions) {
