@@ -46,7 +46,10 @@ pub struct Entry {
 pub struct FailedBooks {
     entries: HashMap<Uuid, Entry>,
     pub confirmed: u64,
+    pub deliveries: u64,
     pub retries: u64,
+    /// Refusals that the gateway stored.
+    pub refusals: u64,
     /// Copies that say they are of an attempt that was seen before, and are not marked as redelivered.
     pub duplicates: u64,
 }
@@ -85,12 +88,14 @@ impl FailedBooks {
         let entry = self.entry(id);
         assert_eq!(entry.queue, queue, "{id} went astray");
         entry.deliveries += 1;
-        let Some(retry) = retry else { return };
-        let seen = entry.retries.entry(retry).or_default();
-        *seen += 1;
-        let again = *seen > 1 && !redelivered;
-        self.duplicates += u64::from(again);
-        self.retries += 1;
+        if let Some(retry) = retry {
+            let seen = entry.retries.entry(retry).or_default();
+            *seen += 1;
+            let again = *seen > 1 && !redelivered;
+            self.duplicates += u64::from(again);
+            self.retries += 1;
+        }
+        self.deliveries += 1;
     }
 
     pub fn acked(&mut self, id: Uuid, attempt: u32) {
@@ -100,6 +105,7 @@ impl FailedBooks {
     /// The gateway has answered a consumer's refusal: it is stored.
     pub fn refused(&mut self, id: Uuid) {
         self.entry(id).refused = true;
+        self.refusals += 1;
     }
 
     pub fn len(&self) -> usize {
@@ -166,6 +172,14 @@ impl Rows {
             rows,
             attempts,
             groups,
+        }
+    }
+
+    /// Forgets what failed in this queue.
+    pub fn leave_out(&mut self, queue: &str) {
+        let of_it = self.rows.extract_if(.., |row| row.queue == queue);
+        for row in of_it {
+            self.groups.remove(&row.fingerprint);
         }
     }
 

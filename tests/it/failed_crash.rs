@@ -13,32 +13,21 @@ use courtier::grpc::proto::Outcome;
 use crate::{
     crash::crashes,
     failed_books::Rows,
-    failed_load::{FailedLoad, QUEUES, TOPOLOGY},
+    failed_load::{FailedLoad, topology, waits},
     instance::Instance,
     process::Process,
-    store::database::{Own, Raw},
+    store::database::Own,
 };
 
 const MAX_RETRIES: u32 = 3;
-/// How long anything may take on a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(90);
-
 /// Two gateways on one broker and one database, each of which may be killed.
 struct Trial {
+    // Dropped first: their logs are in the broker's folder.
+    gateways: Vec<Process>,
     broker: Instance,
     database: Instance,
     own: Own,
-    gateways: Vec<Process>,
     load: FailedLoad,
-}
-
-/// Waits until something happens while other things are killed.
-async fn waits(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < end, "did not happen: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 async fn for_a_while() {
@@ -49,11 +38,11 @@ impl Trial {
     async fn start(kind: &str) -> Self {
         let (broker, database) = tokio::join!(Instance::start(), Instance::database(kind));
         let own = Own::at(database.url.clone()).await;
-        let topology = broker.dir().join("topology.toml");
-        fs::write(&topology, TOPOLOGY).expect("a place to write");
+        let file = broker.dir().join("topology.toml");
+        fs::write(&file, topology(&[])).expect("a place to write");
         let max_retries = MAX_RETRIES.to_string();
         let settings = [
-            ("TOPOLOGY_FILE", topology.to_str().expect("a plain path")),
+            ("TOPOLOGY_FILE", file.to_str().expect("a plain path")),
             ("DATABASE_URL", own.url()),
             ("MESSAGE_MAX_RETRIES", &max_retries),
             ("MESSAGE_RETRY_DELAYS", "100,200,400"),
@@ -132,28 +121,6 @@ impl Trial {
         self.progress().await;
         Self::kill(&self.broker).await;
     }
-
-    /// Waits until nothing moves any more.
-    async fn rest(&mut self) {
-        self.load.calm().await;
-        let queues = QUEUES.map(|queue| [queue.to_owned(), format!("{queue}.dlq")]);
-        let queues: Vec<_> = queues.as_flattened().iter().map(String::as_str).collect();
-        let raw = self.own.raw().await;
-        waits("all is settled", async || {
-            if moving(&raw).await > 0 {
-                return false;
-            }
-            self.broker.emptied(&queues).await;
-            moving(&raw).await == 0
-        })
-        .await;
-        self.load.stop().await;
-    }
-}
-
-async fn moving(raw: &Raw) -> i64 {
-    let sql = "SELECT COUNT(*) FROM failed_messages WHERE status IN ('pending', 'retrying')";
-    raw.number(sql).await
 }
 
 async fn nothing_that_failed_is_lost(kind: &str) {
@@ -165,7 +132,8 @@ async fn nothing_that_failed_is_lost(kind: &str) {
     }
     trial.progress().await;
     let crashing = begin.elapsed();
-    trial.rest().await;
+    let raw = trial.own.raw().await;
+    trial.load.rest(&trial.broker, &raw).await;
     let store = trial.own.store().await;
     let rows = Rows::read(&store).await;
     let books = trial.load.books();

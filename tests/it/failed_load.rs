@@ -5,9 +5,9 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use courtier::grpc::proto::{
@@ -25,7 +25,9 @@ use crate::{
     books::{Consumer, outcome_of},
     failed_books::{FailedBooks, payload},
     failed_native,
+    instance::Instance,
     process::Process,
+    store::database::Raw,
 };
 
 /// Consumed through the gateways.
@@ -35,15 +37,27 @@ pub const NATIVE: &str = "native";
 /// Consumed by nobody: everything expires.
 pub const BRIEF: &str = "brief";
 pub const QUEUES: [&str; 4] = [WORK[0], WORK[1], NATIVE, BRIEF];
-/// Quorum queues with a limit: of others RabbitMQ itself may lose what it moves to the dead-letter queue.
-pub const TOPOLOGY: &str = r#"
-queues = [
-    { name = "orders", message_ttl = "none", max_length = 100000 },
-    { name = "mails", message_ttl = "none", max_length = 100000 },
-    { name = "native", message_ttl = "none", max_length = 100000 },
-    { name = "brief", message_ttl = "300ms", max_length = 100000 },
-]
-"#;
+/// The file of a topology with these queues, and more.
+pub fn topology(more: &[&str]) -> String {
+    let queue = |name: &&str| {
+        let ttl = if *name == BRIEF { "300ms" } else { "none" };
+        // With a limit: of other queues RabbitMQ itself may lose what it moves to the dead-letter queue.
+        format!("[[queues]]\nname = {name:?}\nmessage_ttl = {ttl:?}\nmax_length = 100000\n")
+    };
+    QUEUES.iter().chain(more).map(queue).collect()
+}
+
+/// How long anything may take while other things are broken, on a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits until something happens.
+pub async fn waits(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < end, "did not happen: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
 
 const DEADLINE: Duration = Duration::from_secs(4);
 
@@ -58,6 +72,8 @@ pub struct Shared {
     books: Mutex<FailedBooks>,
     /// From now on everything succeeds.
     calm: AtomicBool,
+    /// Subscriptions that were refused, or ended by themselves.
+    ends: AtomicUsize,
 }
 
 impl FailedLoad {
@@ -66,6 +82,7 @@ impl FailedLoad {
         let shared = Arc::new(Shared {
             books: Mutex::default(),
             calm: AtomicBool::new(false),
+            ends: AtomicUsize::new(0),
         });
         let stops = [CancellationToken::new(), CancellationToken::new()];
         let [mut publishers, mut consumers] = [JoinSet::new(), JoinSet::new()];
@@ -108,16 +125,42 @@ impl FailedLoad {
         (books.confirmed, books.retries)
     }
 
+    /// How many subscriptions were refused, or ended by themselves.
+    pub fn ends(&self) -> usize {
+        self.shared.ends.load(Ordering::Relaxed)
+    }
+
+    /// Publishes no more, and waits until nothing moves any more and the queues are empty. `raw`: the gateways' database.
+    pub async fn rest(&mut self, broker: &Instance, raw: &Raw) {
+        self.calm().await;
+        let queues = QUEUES.map(|queue| [queue.to_owned(), format!("{queue}.dlq")]);
+        let queues: Vec<_> = queues.as_flattened().iter().map(String::as_str).collect();
+        waits("all is settled", async || {
+            if moving(raw).await > 0 {
+                return false;
+            }
+            broker.emptied(&queues).await;
+            moving(raw).await == 0
+        })
+        .await;
+        self.stop().await;
+    }
+
     /// Publishes no more; everything that is consumed from now on succeeds.
-    pub async fn calm(&mut self) {
+    async fn calm(&mut self) {
         self.shared.calm.store(true, Ordering::Relaxed);
         end(&mut self.publishing).await;
     }
 
     /// Ends the consumers too.
-    pub async fn stop(&mut self) {
+    async fn stop(&mut self) {
         end(&mut self.consuming).await;
     }
+}
+
+async fn moving(raw: &Raw) -> i64 {
+    let sql = "SELECT COUNT(*) FROM failed_messages WHERE status IN ('pending', 'retrying')";
+    raw.number(sql).await
 }
 
 async fn end((stop, tasks): &mut (CancellationToken, JoinSet<()>)) {
@@ -166,8 +209,13 @@ impl Shared {
                 }),
                 ..Start::default()
             };
-            if let Ok(consumer) = Consumer::open(channels(), start).await {
-                stop.run_until_cancelled(self.work(queue, consumer)).await;
+            let working = async {
+                if let Ok(consumer) = Consumer::open(channels(), start).await {
+                    self.work(queue, consumer).await;
+                }
+            };
+            if stop.run_until_cancelled(working).await.is_some() {
+                self.ends.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

@@ -6,7 +6,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use courtier::grpc::proto::publisher_client::PublisherClient;
+use courtier::grpc::proto::{
+    failed_messages_client::FailedMessagesClient, publisher_client::PublisherClient,
+};
 use futures::future::BoxFuture;
 use hyper::{
     body::Incoming,
@@ -37,6 +39,11 @@ impl Patient {
     pub fn publisher(&self) -> PublisherClient<Self> {
         let origin = format!("http://{}", self.address);
         PublisherClient::with_origin(self.clone(), origin.parse().expect("a valid URL"))
+    }
+
+    pub fn failed_messages(&self) -> FailedMessagesClient<Self> {
+        let origin = format!("http://{}", self.address);
+        FailedMessagesClient::with_origin(self.clone(), origin.parse().expect("a valid URL"))
     }
 
     async fn connected(&self) -> Result<SendRequest<Body>, Error> {

@@ -90,6 +90,11 @@ impl Process {
         assert!(kill.status().expect("a shell's tool").success());
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).expect("it is there")
+    }
+
     /// Starts it again, on the same port.
     pub async fn restart(&mut self) {
         self.child = spawn(self.port, &self.settings, &self.log);

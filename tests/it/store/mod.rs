@@ -6,7 +6,7 @@ mod claims;
 mod collect;
 mod counts;
 pub mod database;
-mod deaths;
+pub mod deaths;
 mod life;
 mod lists;
 mod operations;
