@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{
     broker::{self, Fate, InDoubt, NotSent},
     gateway::{
-        failed,
+        failed, message_log,
         publish::Outcome,
         subscribe::{End, Refused},
         validate::Invalid,
@@ -52,6 +52,8 @@ pub enum Reason {
     GatewayStopping,
     DeadlineExceeded,
     FailedMessageNotFound,
+    MessageNotFound,
+    AuditLogOff,
     OperationNotFound,
     StateConflict,
     Returned,
@@ -132,6 +134,14 @@ impl Failure {
             failure.reason = Reason::InvalidRequest;
         }
         failure
+    }
+
+    fn page_token() -> Self {
+        Self::new(
+            Code::InvalidArgument,
+            Reason::InvalidPageToken,
+            "the page token is not one of this list: leave it out to begin anew, and keep the filter from page to page",
+        )
     }
 
     /// What became of a publish that is not confirmed.
@@ -280,11 +290,7 @@ impl From<failed::Error> for Failure {
                 let message = format!("the failed message is {now}, which does not allow this");
                 Self::new(Code::FailedPrecondition, Reason::StateConflict, message)
             }
-            Error::PageToken => Self::new(
-                Code::InvalidArgument,
-                Reason::InvalidPageToken,
-                "the page token is not one of this list: leave it out to begin anew, and keep the filter from page to page",
-            ),
+            Error::PageToken => Self::page_token(),
             Error::Invalid(invalid) => Self::from(invalid),
             Error::NotSent(Fate::Unroutable) => Self::new(
                 Code::FailedPrecondition,
@@ -295,6 +301,26 @@ impl From<failed::Error> for Failure {
                 let failure = Self::of_publish(fate.into());
                 failure.unwrap_or_else(|| Self::broker_down("the copy is not confirmed"))
             }
+            Error::Store(error) => Self::from(error),
+        }
+    }
+}
+
+impl From<message_log::Error> for Failure {
+    fn from(error: message_log::Error) -> Self {
+        use message_log::Error;
+        match error {
+            Error::Off => Self::new(
+                Code::FailedPrecondition,
+                Reason::AuditLogOff,
+                "this gateway keeps no message log: AUDIT_LOG=on switches it on",
+            ),
+            Error::NotFound => Self::new(
+                Code::NotFound,
+                Reason::MessageNotFound,
+                "the message log has no message with this id: it was never published through the gateway, not logged, or is too old",
+            ),
+            Error::PageToken => Self::page_token(),
             Error::Store(error) => Self::from(error),
         }
     }

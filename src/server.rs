@@ -16,7 +16,7 @@ use crate::{
     broker::{Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq},
     config::{App, Config, Http, TopologyFile},
     failure::schedule::Policy,
-    gateway::{Gateway, Limits, failed::FailedMessages},
+    gateway::{Gateway, Limits, failed::FailedMessages, message_log::MessageLog},
     grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer},
     http as rest,
     store::{OpenError, Store},
@@ -61,6 +61,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     // First, because it may be unusable for good: then nothing else is begun.
     let store = Store::open(config.database.clone(), DATABASE_PATIENCE).await?;
+    let log = MessageLog::start(store.clone(), config.message_log);
     let broker = connect(&config).await?;
     let mut managed = Vec::new();
     if let Some(file) = config.topology {
@@ -70,6 +71,7 @@ pub async fn serve(
     let backends = Backends {
         broker,
         store,
+        log,
         managed,
     };
     run(
@@ -88,6 +90,7 @@ pub async fn serve(
 pub struct Backends {
     pub broker: Arc<dyn Broker>,
     pub store: Store,
+    pub log: MessageLog,
     /// Queues whose dead letters are collected from the start.
     pub managed: Vec<String>,
 }
@@ -168,11 +171,23 @@ pub async fn run(
     let Backends {
         broker,
         store,
+        log,
         managed,
     } = backends;
-    let (failed, background) =
-        FailedMessages::start(broker.clone(), store.clone(), Arc::new(retries), managed);
-    let gateway = Gateway::new(broker.clone(), failed, limits, stopping.clone());
+    let (failed, background) = FailedMessages::start(
+        broker.clone(),
+        store.clone(),
+        Arc::new(retries),
+        log.clone(),
+        managed,
+    );
+    let gateway = Gateway::new(
+        broker.clone(),
+        failed,
+        log.clone(),
+        limits,
+        stopping.clone(),
+    );
     let health = Health::starting().await;
     let following = tokio::spawn(follow(health.clone(), broker.clone()));
     let following_store = tokio::spawn(follow_store(health.clone(), store.clone()));
@@ -218,6 +233,7 @@ pub async fn run(
     drop(gateway);
     // What consumers acked last.
     let _ = timeout(LAST_WORDS, background.flushed()).await;
+    log.close(LAST_WORDS).await;
     store.close().await;
     match (settled, closed) {
         (Ok(()), Ok(_)) => Ok(()),

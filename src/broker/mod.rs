@@ -15,7 +15,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::receipt::Receipt;
+pub use self::receipt::{Receipt, Witness};
 use self::topology::{Difference, Topology};
 use crate::message::Message;
 

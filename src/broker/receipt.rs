@@ -4,11 +4,27 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Fate, InDoubt, NotSent};
 
+/// Learns what became of a publish, whether or not anybody waits for it. Must not block.
+pub struct Witness(Box<dyn FnOnce(Fate) + Send>);
+
+impl Witness {
+    pub fn new(witness: impl FnOnce(Fate) + Send + 'static) -> Self {
+        Self(Box::new(witness))
+    }
+}
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Witness")
+    }
+}
+
 /// Answers one publish. Dropped unanswered (a task died), it answers by itself what is then true:
 /// not sent before [`handed_over`](Self::handed_over), in doubt after.
 #[derive(Debug)]
 pub struct Receipt {
     waiter: Option<Waiter>,
+    witness: Option<Witness>,
     handed_over: bool,
 }
 
@@ -33,8 +49,15 @@ impl Receipt {
     fn new(waiter: Waiter) -> Self {
         Self {
             waiter: Some(waiter),
+            witness: None,
             handed_over: false,
         }
+    }
+
+    /// Lets somebody else know the answer too, before whoever waits for it.
+    pub fn witnessed(mut self, witness: Option<Witness>) -> Self {
+        self.witness = witness;
+        self
     }
 
     /// From here on the broker may have the message.
@@ -48,10 +71,15 @@ impl Receipt {
     }
 
     fn send(&mut self, fate: Fate) {
-        match self.waiter.take() {
-            Some(Waiter::One(sender)) => drop(sender.send(fate)),
-            Some(Waiter::Many(key, sender)) => drop(sender.send((key, fate))),
-            None => {}
+        let Some(waiter) = self.waiter.take() else {
+            return;
+        };
+        if let Some(Witness(witness)) = self.witness.take() {
+            witness(fate);
+        }
+        match waiter {
+            Waiter::One(sender) => drop(sender.send(fate)),
+            Waiter::Many(key, sender) => drop(sender.send((key, fate))),
         }
     }
 }
@@ -87,6 +115,25 @@ mod tests {
             inbox.try_recv(),
             Ok((7, Fate::InDoubt(InDoubt::ConfirmLost)))
         );
+    }
+
+    #[test]
+    fn a_witness_learns_the_fate_once_although_nobody_waits() {
+        let (told, heard) = std::sync::mpsc::channel();
+        let witness = || {
+            let told = told.clone();
+            Some(Witness::new(move |fate| {
+                let _ = told.send(fate);
+            }))
+        };
+        let (receipt, answer) = Receipt::single();
+        drop(answer);
+        receipt.witnessed(witness()).answer(Fate::Confirmed);
+        assert_eq!(heard.try_recv(), Ok(Fate::Confirmed));
+        let (receipt, _answer) = Receipt::single();
+        drop(receipt.witnessed(witness()));
+        assert_eq!(heard.try_recv(), Ok(Fate::NotSent(NotSent::BrokerDown)));
+        assert!(heard.try_recv().is_err());
     }
 
     #[test]

@@ -21,7 +21,10 @@ use crate::{
         topology::{self, Parsed, QueueDefaults, Topology},
     },
     failure::schedule::{Policy, Schedule},
-    gateway::Limits,
+    gateway::{
+        Limits,
+        message_log::{self, Room},
+    },
     store::{self, Place},
 };
 
@@ -31,6 +34,18 @@ const RETRY_POLL: Duration = Duration::from_millis(500);
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// The longest pause after a retry could not be sent.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
+
+/// The shortest AUDIT_RETENTION: a smaller number was meant in another unit.
+const SHORTEST_RETENTION: Duration = Duration::from_secs(60);
+/// Events of the message log that may wait for the database.
+const LOG_ROOM: Room = Room {
+    events: 50_000,
+    bytes: 64 * 1024 * 1024,
+};
+/// How long the message log gathers events for one transaction.
+const LOG_PACE: Duration = Duration::from_millis(200);
+/// About how often old entries of the message log are looked for.
+const LOG_SWEEP: Duration = Duration::from_secs(60);
 
 /// All of it.
 #[derive(Debug)]
@@ -42,6 +57,8 @@ pub struct Config {
     pub limits: Limits,
     pub retries: Policy,
     pub database: store::Options,
+    /// `None`: no message log is kept.
+    pub message_log: Option<message_log::Options>,
     pub http: Http,
     pub log: Log,
 }
@@ -95,6 +112,7 @@ impl Config {
         let config = Self {
             retries: retries(&mut reader, topology.as_ref()),
             database: database(&mut reader),
+            message_log: message_log(&mut reader),
             topology,
             limits: limits(&mut reader, &defaults),
             http: Http {
@@ -258,6 +276,22 @@ fn retries(reader: &mut Reader, topology: Option<&TopologyFile>) -> Policy {
         lease,
         longest_pause: RETRY_PAUSE,
     }
+}
+
+fn message_log(reader: &mut Reader) -> Option<message_log::Options> {
+    let retention = reader.duration("AUDIT_RETENTION");
+    if retention < SHORTEST_RETENTION {
+        reader.problem("AUDIT_RETENTION", "must be at least 1m");
+    }
+    let options = message_log::Options {
+        retention,
+        max_payload_bytes: reader.bytes("AUDIT_MAX_PAYLOAD"),
+        room: LOG_ROOM,
+        pace: LOG_PACE,
+        sweep: LOG_SWEEP,
+    };
+    let on = reader.one_of("AUDIT_LOG", &["on", "off"]) == "on";
+    on.then_some(options)
 }
 
 fn database(reader: &mut Reader) -> store::Options {
@@ -442,6 +476,17 @@ mod tests {
         ] {
             assert!(problems.contains(name), "{name} in {problems}");
         }
+    }
+
+    #[test]
+    fn the_message_log_is_on_unless_it_is_off() {
+        let log = read(&[]).expect("valid").message_log.expect("on");
+        assert_eq!(log.retention, Duration::from_secs(7 * 86_400));
+        assert_eq!(log.max_payload_bytes, 16 * 1024);
+        let off = read(&[("AUDIT_LOG", "off")]).expect("valid");
+        assert!(off.message_log.is_none());
+        assert!(read(&[("AUDIT_RETENTION", "7")]).is_err());
+        assert!(read(&[("AUDIT_LOG", "maybe")]).is_err());
     }
 
     #[test]

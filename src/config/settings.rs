@@ -167,6 +167,21 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("DATA_DIR", "./data", "Folder of the SQLite file"),
     setting(
+        "AUDIT_LOG",
+        "on",
+        "\"on\": what was published, and what became of it, is logged in the database (MessageLog); \"off\": it is not",
+    ),
+    setting(
+        "AUDIT_RETENTION",
+        "7d",
+        "How long the message log keeps a message; at least 1m",
+    ),
+    setting(
+        "AUDIT_MAX_PAYLOAD",
+        "16KiB",
+        "Payloads up to this size are kept in the message log",
+    ),
+    setting(
         "PUBLISH_TIMEOUT",
         "30s",
         "How long a publish may take when its caller sets no deadline",

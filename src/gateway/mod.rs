@@ -4,6 +4,7 @@ pub mod ack_id;
 pub mod dead_letter;
 pub mod failed;
 pub mod ledger;
+pub mod message_log;
 pub mod page;
 pub mod publish;
 mod session;
@@ -16,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{failed::FailedMessages, suspects::Suspects};
+use self::{failed::FailedMessages, message_log::MessageLog, suspects::Suspects};
 use crate::broker::Broker;
 
 /// What bounds the gateway's work.
@@ -48,6 +49,7 @@ pub struct Limits {
 pub struct Gateway {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) failed: FailedMessages,
+    pub(crate) log: MessageLog,
     pub(crate) limits: Arc<Limits>,
     /// Payload bytes that may still come in.
     admission: Arc<Semaphore>,
@@ -66,6 +68,7 @@ impl Gateway {
     pub fn new(
         broker: Arc<dyn Broker>,
         failed: FailedMessages,
+        log: MessageLog,
         limits: Limits,
         stopping: CancellationToken,
     ) -> Self {
@@ -75,6 +78,7 @@ impl Gateway {
         Self {
             broker,
             failed,
+            log,
             limits: Arc::new(limits),
             admission: Arc::new(admission),
             subscriptions: Arc::new(subscriptions),

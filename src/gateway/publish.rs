@@ -59,6 +59,8 @@ impl From<Invalid> for Outcome {
 struct Ids {
     message_id: String,
     publish_id: Uuid,
+    /// The message's id is the client's own.
+    named: bool,
 }
 
 impl Gateway {
@@ -68,6 +70,7 @@ impl Gateway {
             Err(refused) => refused,
             Ok((ids, publish)) => {
                 let (receipt, fate) = Receipt::single();
+                let receipt = receipt.witnessed(self.log.witness(&publish, ids.named));
                 self.broker.publish(self.broker.lane(), publish, receipt);
                 let lost = Fate::InDoubt(InDoubt::ConfirmLost);
                 ids.published(fate.await.unwrap_or(lost))
@@ -85,6 +88,7 @@ impl Gateway {
             return Err(Published::refused(outgoing.message.message_id, invalid));
         }
         let publish_id = Uuid::now_v7();
+        let named = outgoing.message.message_id.is_some();
         let message_id = outgoing
             .message
             .message_id
@@ -92,13 +96,15 @@ impl Gateway {
         let ids = Ids {
             message_id: message_id.clone(),
             publish_id,
+            named,
         };
         if let Err(outcome) = self.exchange_takes(&outgoing.exchange, deadline).await {
-            return Err(ids.published(outcome));
+            return Err(self.not_handed_over(ids, outcome));
         }
         let size = u32::try_from(outgoing.message.payload.len()).unwrap_or(u32::MAX);
         let Ok(admission) = self.admission.clone().try_acquire_many_owned(size) else {
-            return Err(ids.published(Fate::NotSent(NotSent::Overloaded)));
+            let overloaded = Fate::NotSent(NotSent::Overloaded).into();
+            return Err(self.not_handed_over(ids, overloaded));
         };
         let publish = Publish {
             publish_id,
@@ -110,6 +116,15 @@ impl Gateway {
             admission: Some(admission),
         };
         Ok((ids, publish))
+    }
+
+    fn not_handed_over(&self, ids: Ids, outcome: Outcome) -> Published {
+        if let Outcome::Fate(Fate::NotSent(why)) = outcome
+            && ids.named
+        {
+            self.log.not_sent(&ids.message_id, why);
+        }
+        ids.published(outcome)
     }
 
     async fn exchange_takes(&self, exchange: &str, deadline: Instant) -> Result<(), Outcome> {
@@ -185,8 +200,9 @@ impl Publishes {
         match self.gateway.prepare(outgoing, deadline).await {
             Err(published) => Some(published),
             Ok((ids, publish)) => {
+                let witness = self.gateway.log.witness(&publish, ids.named);
                 let key = self.pending.insert((sequence, ids));
-                let receipt = Receipt::keyed(key, &self.answers);
+                let receipt = Receipt::keyed(key, &self.answers).witnessed(witness);
                 self.gateway.broker.publish(self.lane, publish, receipt);
                 None
             }

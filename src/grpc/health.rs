@@ -6,15 +6,18 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-use super::proto::{failed_messages_server, publisher_server, subscriber_server};
+use super::proto::{
+    failed_messages_server, message_log_server, publisher_server, subscriber_server,
+};
 use crate::broker::{LinkState, Links};
 
 /// The whole, and each service.
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "",
     publisher_server::SERVICE_NAME,
     subscriber_server::SERVICE_NAME,
     failed_messages_server::SERVICE_NAME,
+    message_log_server::SERVICE_NAME,
 ];
 
 /// The health of each service and of the whole (`""`).
@@ -41,6 +44,7 @@ impl Health {
     /// Whether the database is there. Publishing and subscribing do without, so the whole does not depend on it.
     pub async fn report_database(&self, up: bool) {
         self.set(failed_messages_server::SERVICE_NAME, up).await;
+        self.set(message_log_server::SERVICE_NAME, up).await;
     }
 
     /// What the links allow. A blocked link publishes nothing, and the service as a whole still works.

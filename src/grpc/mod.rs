@@ -7,8 +7,10 @@ pub mod codec;
 pub mod convert;
 pub mod deadline;
 mod failed_messages;
+mod fields;
 pub mod hangup;
 mod health;
+mod message_log;
 mod publisher;
 pub mod status;
 mod subscriber;
@@ -18,8 +20,8 @@ use tonic_web::GrpcWebService;
 use tower::Layer;
 
 use self::proto::{
-    failed_messages_server::FailedMessagesServer, publisher_server::PublisherServer,
-    subscriber_server::SubscriberServer,
+    failed_messages_server::FailedMessagesServer, message_log_server::MessageLogServer,
+    publisher_server::PublisherServer, subscriber_server::SubscriberServer,
 };
 use crate::gateway::Gateway;
 
@@ -53,6 +55,8 @@ pub fn routes(
     let failed = FailedMessagesServer::new(failed_messages::Service::new(gateway.clone()))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
+    let log = MessageLogServer::new(message_log::Service::new(gateway.clone()))
+        .accept_compressed(CompressionEncoding::Gzip);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -62,6 +66,7 @@ pub fn routes(
         .add_service(web(publisher))
         .add_service(web(subscriber))
         .add_service(web(failed))
+        .add_service(web(log))
         .add_service(web(health.server()))
         .add_service(web(reflection().build_v1()?))
         // grpcurl before 1.9 and other older tools ask for the alpha version only.

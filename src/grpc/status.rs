@@ -64,3 +64,8 @@ pub fn embedded(failure: Failure) -> tonic_types::Status {
 pub fn invalid_request(invalid: Invalid) -> Status {
     Failure::invalid_request(invalid).into()
 }
+
+/// INVALID_ARGUMENT for a field of a request.
+pub fn invalid(field: &'static str, problem: impl Into<String>) -> Status {
+    invalid_request(Invalid::field(field, problem.into()))
+}

@@ -10,6 +10,7 @@ mod connection;
 mod entity;
 mod error;
 mod filter;
+mod message_log;
 mod operation;
 mod properties;
 mod query;
@@ -29,6 +30,9 @@ pub use self::{
     connection::{OpenError, Options, Place},
     error::Error,
     filter::Filter,
+    message_log::{
+        Entry, Event, EventKind, Happened, LogFilter, LogStatus, Logged, Settlement, What,
+    },
     operation::{Operation, OperationState, Step},
     query::{Change, Changes, Cursor, Group, Page, QueueCounts, Stats},
     retry::{Claimed, Reaped, Sent},

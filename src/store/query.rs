@@ -95,7 +95,7 @@ pub struct Changes {
 }
 
 /// Rows that are looked at for one page where no index serves the filter.
-const SCAN: u64 = 10_000;
+pub(super) const SCAN: u64 = 10_000;
 
 impl Store {
     /// The database's clock.
@@ -454,7 +454,11 @@ async fn scan(
 }
 
 /// Cuts what is more than a page, and says where the next one begins.
-fn cut<T>(rows: &mut Vec<T>, limit: u64, place: impl Fn(&T) -> (Time, String)) -> Option<Cursor> {
+pub(super) fn cut<T>(
+    rows: &mut Vec<T>,
+    limit: u64,
+    place: impl Fn(&T) -> (Time, String),
+) -> Option<Cursor> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;
     rows.truncate(limit);

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use courtier::{
     broker::{Broker, memory::MemoryBroker, rabbitmq},
     config::{Config, reader::Reader},
-    gateway::Limits,
+    gateway::{Limits, message_log::MessageLog},
     grpc::proto::{publisher_client::PublisherClient, subscriber_client::SubscriberClient},
     server,
     store::{Place, Store},
@@ -24,6 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Gateway {
     pub address: String,
     pub broker: Arc<dyn Broker>,
+    pub log: MessageLog,
     stop: CancellationToken,
     serving: Option<JoinHandle<Result<(), server::ServeError>>>,
     prefix: String,
@@ -77,6 +78,7 @@ impl Gateway {
         let Setup { config, managed } = setup;
         let store = Store::open(config.database.clone(), PATIENCE / 10).await;
         let store = store.expect("the database opens");
+        let log = MessageLog::start(store.clone(), config.message_log);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
         let stop = CancellationToken::new();
@@ -84,6 +86,7 @@ impl Gateway {
         let backends = server::Backends {
             broker: broker.clone(),
             store,
+            log: log.clone(),
             managed,
         };
         let serving = tokio::spawn(async move {
@@ -102,6 +105,7 @@ impl Gateway {
         Self {
             address,
             broker,
+            log,
             stop,
             serving: Some(serving),
             prefix: format!("it-{}-", Uuid::now_v7()),

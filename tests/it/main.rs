@@ -21,6 +21,7 @@ mod harness;
 mod hostile;
 mod instance;
 mod load;
+mod message_log;
 mod native;
 mod outage;
 mod patient;

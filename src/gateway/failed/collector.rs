@@ -17,6 +17,7 @@ use crate::{
         topology::dead_letter_queue,
     },
     failure::{Death, schedule::Policy},
+    gateway::message_log::{self, MessageLog},
     store::{Collected, Error, Store},
 };
 
@@ -36,6 +37,7 @@ pub struct Collectors {
     broker: Arc<dyn Broker>,
     store: Store,
     policy: Arc<Policy>,
+    log: MessageLog,
     /// Queues whose dead letters are collected.
     queues: Arc<Mutex<HashSet<String>>>,
     stop: CancellationToken,
@@ -47,12 +49,14 @@ impl Collectors {
         broker: Arc<dyn Broker>,
         store: Store,
         policy: Arc<Policy>,
+        log: MessageLog,
         stop: CancellationToken,
     ) -> Self {
         Self {
             broker,
             store,
             policy,
+            log,
             queues: Arc::default(),
             stop,
             tasks: TaskTracker::new(),
@@ -238,11 +242,14 @@ impl Collector {
             return Ok(());
         }
         let policy = &self.of.policy;
+        // Before it is committed: what follows from that comes later.
+        let at = message_log::now();
         let collected = self
             .of
             .store
             .collect(deaths, |queue| policy.of(queue).clone())
             .await?;
+        self.of.log.failed(deaths, &collected, at);
         let duplicates = collected
             .iter()
             .filter(|one| **one == Collected::Duplicate)

@@ -17,6 +17,7 @@ use uuid::Uuid;
 pub use self::watch::Watch;
 use self::{acks::Acks, collector::Collectors, sender::Sender};
 use super::{
+    message_log::{self, MessageLog},
     page::{self, BadToken},
     validate::{self, Invalid},
 };
@@ -102,6 +103,7 @@ pub struct Replaced {
 pub struct FailedMessages {
     store: Store,
     sender: Sender,
+    log: MessageLog,
     pub(super) collectors: Collectors,
     pub(super) acks: Acks,
 }
@@ -135,19 +137,26 @@ impl FailedMessages {
         broker: Arc<dyn Broker>,
         store: Store,
         policy: Arc<Policy>,
+        log: MessageLog,
         managed: impl IntoIterator<Item = String>,
     ) -> (Self, Background) {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let collectors =
-            Collectors::new(broker.clone(), store.clone(), policy.clone(), stop.clone());
+        let collectors = Collectors::new(
+            broker.clone(),
+            store.clone(),
+            policy.clone(),
+            log.clone(),
+            stop.clone(),
+        );
         collectors.start(managed);
-        let sender = Sender::new(broker, store.clone(), policy);
+        let sender = Sender::new(broker, store.clone(), policy, log.clone());
         scheduler::start(sender.clone(), stop.clone(), &tasks);
         let (acks, recording) = acks::recorder(store.clone());
         let recorder = tokio::spawn(recording);
         let service = Self {
             store,
             sender,
+            log,
             collectors: collectors.clone(),
             acks,
         };
@@ -257,6 +266,7 @@ impl FailedMessages {
         max_payload_bytes: usize,
     ) -> Result<Replaced, Error> {
         validate::message(&message, max_payload_bytes)?;
+        let named = message.message_id.is_some();
         let message_id = message
             .message_id
             .get_or_insert_with(|| Uuid::now_v7().to_string())
@@ -268,13 +278,18 @@ impl FailedMessages {
         let service = self.clone();
         finish(async move {
             let (claimed, at) = service.claim(id).await?;
-            let queue = &claimed.message.queue;
-            let (publish_id, fate) = service.sender.publish(queue, message, at).await;
+            let row = &claimed.message;
+            let publish = service.sender.publish_to(&row.queue, message, at);
+            let publish_id = publish.publish_id;
+            let witness = service.log.witness(&publish, named);
+            let sent_at = message_log::now();
+            let fate = service.sender.publish(publish, witness).await;
             let token = claimed.token;
             let sent = match fate {
                 Fate::Confirmed => {
                     let comment =
                         format!("edited and published again as {message_id} ({publish_id})");
+                    service.log.edited(row, sent_at, &comment);
                     let store = &service.store;
                     return Ok(Replaced {
                         original: service

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, Fate, InDoubt, NotSent, Publish, Receipt},
-    failure::{FailedMessage, schedule::Policy},
+    broker::{Broker, Fate, InDoubt, NotSent, Publish, Receipt, Witness},
+    failure::{FailedMessage, Time, schedule::Policy},
+    gateway::message_log::{self, MessageLog},
     message::{Message, Value, header},
     store::{Claimed, Error, Sent, Store},
 };
@@ -25,14 +26,21 @@ pub struct Sender {
     broker: Arc<dyn Broker>,
     pub(super) store: Store,
     pub(super) policy: Arc<Policy>,
+    log: MessageLog,
 }
 
 impl Sender {
-    pub fn new(broker: Arc<dyn Broker>, store: Store, policy: Arc<Policy>) -> Self {
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        store: Store,
+        policy: Arc<Policy>,
+        log: MessageLog,
+    ) -> Self {
         Self {
             broker,
             store,
             policy,
+            log,
         }
     }
 
@@ -41,18 +49,11 @@ impl Sender {
         self.broker.links().borrow().publish == crate::broker::LinkState::Up
     }
 
-    /// Publishes `message` to `queue` and to nothing else. `claimed_at`: when its row was claimed; what is not sent while half
+    /// A publish of `message` to `queue` and to nothing else. `claimed_at`: when its row was claimed; what is not sent while half
     /// of the lease is left is not sent at all, so that nobody else sends it at the same time.
-    pub async fn publish(
-        &self,
-        queue: &str,
-        message: Message,
-        claimed_at: Instant,
-    ) -> (Uuid, Fate) {
-        let publish_id = Uuid::now_v7();
-        let (receipt, fate) = Receipt::single();
-        let publish = Publish {
-            publish_id,
+    pub fn publish_to(&self, queue: &str, message: Message, claimed_at: Instant) -> Publish {
+        Publish {
+            publish_id: Uuid::now_v7(),
             // Never the original exchange: a fan-out would reach services that did not fail it.
             exchange: String::new(),
             routing_key: queue.to_owned(),
@@ -61,10 +62,16 @@ impl Sender {
             deadline: claimed_at + self.policy.lease / 2,
             // As many as the scheduler has under way.
             admission: None,
-        };
+        }
+    }
+
+    /// Publishes it.
+    pub async fn publish(&self, publish: Publish, witness: Option<Witness>) -> Fate {
+        let (receipt, fate) = Receipt::single();
+        let receipt = receipt.witnessed(witness);
         self.broker.publish(self.broker.lane(), publish, receipt);
         let lost = Fate::InDoubt(InDoubt::ConfirmLost);
-        (publish_id, fate.await.unwrap_or(lost))
+        fate.await.unwrap_or(lost)
     }
 
     /// Sends a claimed row's message, and writes down what became of it. The fate, and the row as it is then.
@@ -74,7 +81,10 @@ impl Sender {
         claimed_at: Instant,
     ) -> (Fate, Result<FailedMessage, Error>) {
         let row = &claimed.message;
-        let (_, fate) = self.publish(&row.queue, retry_of(row), claimed_at).await;
+        let at = message_log::now();
+        let publish = self.publish_to(&row.queue, retry_of(row), claimed_at);
+        let fate = self.publish(publish, None).await;
+        self.note(row, at, fate);
         let sent = self.sent(fate);
         tracing::info!(
             id = %row.id,
@@ -85,6 +95,21 @@ impl Sender {
             "retried a failed message"
         );
         (fate, self.write(row.id, claimed.token, sent).await)
+    }
+
+    /// Lets the message log know of what may have come to a consumer, and of what never can.
+    fn note(&self, row: &FailedMessage, at: Time, fate: Fate) {
+        let by = if row.state.manual {
+            "by a person"
+        } else {
+            "by schedule"
+        };
+        match fate {
+            Fate::Confirmed => self.log.retried(row, at, by),
+            Fate::InDoubt(_) => self.log.retried(row, at, &format!("{by}, not confirmed")),
+            Fate::Unroutable => self.log.returned(row, at),
+            Fate::Rejected | Fate::NotSent(_) => {}
+        }
     }
 
     fn sent(&self, fate: Fate) -> Sent {

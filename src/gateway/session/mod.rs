@@ -4,6 +4,7 @@
 //! outbox is empty. So ack deadlines run, and settles are carried out, also when the client does not read. What the broker sent
 //! beyond that goes back after the same time: a client that hangs holds nothing for ever.
 
+mod log;
 mod quarantine;
 mod settle;
 
@@ -15,15 +16,20 @@ use tokio::{
     time::Instant,
 };
 
-use self::quarantine::{Quarantine, Taken};
+use self::{
+    log::SessionLog,
+    quarantine::{Quarantine, Taken},
+};
 use super::{
     Gateway,
     dead_letter::NotStored,
     ledger::{Ledger, Settled},
+    message_log,
     subscribe::{End, Event, Given, Plan, Request},
 };
 use crate::{
     broker::{Delivery, Ended, Subscription, Tag},
+    failure::Time,
     timer::until,
 };
 
@@ -45,7 +51,14 @@ enum Phase {
 }
 
 /// Whether a copy for the dead-letter queue is stored.
-type CopyDone = (Tag, Settled, usize, Result<(), NotStored>);
+struct CopyDone {
+    tag: Tag,
+    how: Settled,
+    queue: usize,
+    /// When the client asked for it.
+    asked_at: Time,
+    stored: Result<(), NotStored>,
+}
 
 pub(super) struct Session {
     gateway: Gateway,
@@ -58,6 +71,7 @@ pub(super) struct Session {
     /// A delivery that was taken and exceeds the credit, or must travel alone.
     held: Option<Taken>,
     quarantine: Quarantine,
+    log: SessionLog,
     /// With `auto_ack`: deliveries of the event that is with the transport.
     handed: Vec<Tag>,
     delivered: u64,
@@ -86,6 +100,7 @@ impl Session {
         stream_deadline: Option<Instant>,
         seat: OwnedSemaphorePermit,
     ) -> Self {
+        let log = SessionLog::new(gateway.log.clone(), &plan);
         Self {
             gateway,
             subscription,
@@ -98,6 +113,7 @@ impl Session {
             copies: FuturesUnordered::new(),
             held: None,
             quarantine: Quarantine::default(),
+            log,
             handed: Vec::new(),
             delivered: 0,
             phase: Phase::Running,
@@ -313,10 +329,11 @@ impl Session {
         self.unread_since = None;
         let event = self.outbox.pop_front();
         let taken = std::mem::take(&mut self.handed);
-        if self.plan.auto_ack
-            && let Some(Event::Deliveries(given)) = &event
-        {
-            self.handed.extend(given.iter().map(|g| g.delivery.tag));
+        if let Some(Event::Deliveries(given)) = &event {
+            self.log.delivered(given);
+            if self.plan.auto_ack {
+                self.handed.extend(given.iter().map(|g| g.delivery.tag));
+            }
         }
         if let Some(event) = event {
             permit.send(event);
@@ -326,8 +343,9 @@ impl Session {
                 .ack(&taken)
                 .await
                 .map_err(|ended| self.over(ended))?;
+            let now = message_log::now();
             for tag in taken {
-                self.settled(tag, Settled::Automatic);
+                self.settled(tag, Settled::Automatic, now);
             }
             self.release_held();
         }
@@ -440,8 +458,12 @@ impl Session {
     /// Returns what is unsettled to its queue, and then tells the client how it ended.
     async fn close(mut self, over: Over) {
         // A copy that is stored while its original returns would be a duplicate; the copies under way are worth waiting for.
-        while let Some((tag, _, _, stored)) = self.copies.next().await {
-            if stored.is_ok() && self.subscription.ack(&[tag]).await.is_err() {
+        while let Some(copy) = self.copies.next().await {
+            if copy.stored.is_err() {
+                continue;
+            }
+            self.log_settled(copy.tag, copy.how, copy.asked_at);
+            if self.subscription.ack(&[copy.tag]).await.is_err() {
                 break;
             }
         }

@@ -22,9 +22,11 @@ use tokio::time::Instant;
 use super::{Over, Phase, Session};
 use crate::{
     broker::{Delivery, Tag},
+    failure::Time,
     gateway::{
         dead_letter::{self, NotStored},
         ledger::Settled,
+        message_log,
         subscribe::Event,
         suspects::Key,
     },
@@ -165,8 +167,9 @@ impl Session {
         }
     }
 
-    /// Books an orderly settle: whatever it says, the consumer lives.
-    pub(super) fn settled(&mut self, tag: Tag, how: Settled) {
+    /// Books an orderly settle, that was asked for at this time: whatever it says, the consumer lives.
+    pub(super) fn settled(&mut self, tag: Tag, how: Settled, at: Time) {
+        self.log_settled(tag, how, at);
         if matches!(how, Settled::Ack | Settled::Automatic | Settled::Discard)
             && let Some(delivery) = self.ledger.delivery(tag)
         {
@@ -195,7 +198,9 @@ impl Session {
             }
         }
         self.quarantine.relaxed |= waiting;
+        let now = message_log::now();
         for tag in overdue {
+            self.log_settled(*tag, Settled::Lapsed, now);
             self.ledger.settle(*tag, Settled::Lapsed);
             self.quarantine.out.remove(tag);
         }

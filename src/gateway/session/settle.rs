@@ -6,10 +6,11 @@ use tokio::time::Instant;
 use super::{CopyDone, Over, Session};
 use crate::{
     broker::Tag,
-    failure::Next,
+    failure::{Next, Time},
     gateway::{
         dead_letter,
         ledger::{Claim, SettleResult, Settled},
+        message_log,
         subscribe::{Action, End, Event, Nack, Request},
     },
 };
@@ -45,11 +46,12 @@ impl Session {
         let mut results = Vec::new();
         let (mut acked, mut requeued) = (Vec::new(), Vec::new());
         let mut over = None;
+        let now = message_log::now();
         for request in requests {
             match request {
                 Request::Settle { acks, nacks } => {
                     for ack_id in acks {
-                        let result = self.settle(&ack_id, Settled::Ack, &mut acked);
+                        let result = self.settle(&ack_id, Settled::Ack, now, &mut acked);
                         results.push((ack_id, result));
                     }
                     for nack in nacks {
@@ -57,13 +59,13 @@ impl Session {
                         let settled_at_once = match how {
                             None => Some(SettleResult::Invalid),
                             Some(how @ Settled::Requeue) => {
-                                Some(self.settle(&nack.ack_id, how, &mut requeued))
+                                Some(self.settle(&nack.ack_id, how, now, &mut requeued))
                             }
                             Some(how @ (Settled::Retry | Settled::DeadLetter)) => {
-                                self.begin_copy(&nack, how)
+                                self.begin_copy(&nack, how, now)
                             }
                             // The broker dead-letters what is rejected; only an ack drops a message.
-                            Some(how) => Some(self.settle(&nack.ack_id, how, &mut acked)),
+                            Some(how) => Some(self.settle(&nack.ack_id, how, now, &mut acked)),
                         };
                         results.extend(settled_at_once.map(|result| (nack.ack_id, result)));
                     }
@@ -111,11 +113,17 @@ impl Session {
     }
 
     /// Books a settle that the broker carries out at once; `tags` collects what it is to be told.
-    fn settle(&mut self, ack_id: &str, how: Settled, tags: &mut Vec<Tag>) -> SettleResult {
+    fn settle(
+        &mut self,
+        ack_id: &str,
+        how: Settled,
+        now: Time,
+        tags: &mut Vec<Tag>,
+    ) -> SettleResult {
         match self.ledger.claim(ack_id, how) {
             Claim::Open(_) if self.plan.auto_ack => SettleResult::AlreadySettled,
             Claim::Open(tag) => {
-                self.settled(tag, how);
+                self.settled(tag, how, now);
                 tags.push(tag);
                 SettleResult::Ok
             }
@@ -138,7 +146,7 @@ impl Session {
     }
 
     /// Begins to move a delivery to its dead-letter queue. The answer follows when the copy is stored; or is this one.
-    fn begin_copy(&mut self, nack: &Nack, how: Settled) -> Option<SettleResult> {
+    fn begin_copy(&mut self, nack: &Nack, how: Settled, now: Time) -> Option<SettleResult> {
         let tag = match self.ledger.claim(&nack.ack_id, how) {
             Claim::Open(_) if self.plan.auto_ack => return Some(SettleResult::AlreadySettled),
             Claim::Open(tag) => tag,
@@ -158,28 +166,32 @@ impl Session {
         self.copies.push(
             async move {
                 let stored = gateway.dead_letter(queue, copy).await;
-                (tag, how, index, stored)
+                CopyDone {
+                    tag,
+                    how,
+                    queue: index,
+                    asked_at: now,
+                    stored,
+                }
             }
             .boxed(),
         );
         None
     }
 
-    pub(super) async fn on_copied(
-        &mut self,
-        (tag, how, index, stored): CopyDone,
-    ) -> Result<(), Over> {
-        let result = match stored {
+    pub(super) async fn on_copied(&mut self, copy: CopyDone) -> Result<(), Over> {
+        let CopyDone { tag, how, .. } = copy;
+        let result = match copy.stored {
             Ok(()) => {
                 self.subscription
                     .ack(&[tag])
                     .await
                     .map_err(|ended| self.over(ended))?;
-                self.settled(tag, how);
+                self.settled(tag, how, copy.asked_at);
                 SettleResult::Ok
             }
             Err(error) => {
-                let queue = self.plan.queues.get(index);
+                let queue = self.plan.queues.get(copy.queue);
                 tracing::warn!(queue, %error, "a failed delivery stays in its queue");
                 let deadline = Instant::now() + self.plan.ack_deadline;
                 self.ledger.reopen(tag, deadline);

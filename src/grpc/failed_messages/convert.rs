@@ -3,24 +3,21 @@
 use tonic::Status;
 use uuid::Uuid;
 
-use super::invalid;
 use crate::{
-    failure::{self, Reason, Resolution, Time},
+    failure::{self, Reason, Resolution},
     gateway::failed::Full,
     grpc::{
         convert,
+        fields::{read_time, some, write_time},
         proto::{
             self, FailedMessageFilter, RetryFailedMessagesResponse,
             retry_failed_messages_response::State as ProtoState,
             watch_failed_messages_response::{Change as ProtoChange, change::Kind},
         },
+        status::invalid,
     },
     store::{Change, Filter, Operation, OperationState},
 };
-
-pub(super) fn some(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
-}
 
 pub(super) fn read_filter(filter: Option<FailedMessageFilter>) -> Result<Filter, Status> {
     let Some(filter) = filter else {
@@ -67,29 +64,6 @@ pub(super) fn read_filter(filter: Option<FailedMessageFilter>) -> Result<Filter,
         fingerprint: some(filter.fingerprint),
         message_id: some(filter.message_id),
     })
-}
-
-fn read_time(
-    field: &'static str,
-    time: Option<prost_types::Timestamp>,
-) -> Result<Option<Time>, Status> {
-    let Some(time) = time else {
-        return Ok(None);
-    };
-    let nanos = u32::try_from(time.nanos).ok();
-    let read = nanos.and_then(|nanos| Time::from_timestamp(time.seconds, nanos));
-    let years = Time::from_timestamp(0, 0)..Time::from_timestamp(253_402_300_800, 0);
-    let read = read.filter(|_| years.contains(&read));
-    Ok(Some(read.ok_or_else(|| {
-        invalid(field, "must be from 1970 to 9999")
-    })?))
-}
-
-pub(in crate::grpc) fn write_time(time: Time) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: time.timestamp(),
-        nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default(),
-    }
 }
 
 pub(super) fn write_full(full: Full) -> proto::FailedMessage {

@@ -11,10 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use self::convert::{
-    read_filter, some, write_basic, write_change, write_full, write_operation, write_time,
-};
+use self::convert::{read_filter, write_basic, write_change, write_full, write_operation};
 use super::{
+    fields::{page_size, some, write_time},
     proto::{
         DeleteFailedMessageRequest, DeleteFailedMessageResponse, DeleteFailedMessagesRequest,
         DeleteFailedMessagesResponse, EditAndRetryFailedMessageRequest,
@@ -27,15 +26,13 @@ use super::{
         failed_messages_server::FailedMessages, get_failed_message_stats_response::QueueStats,
         list_failed_messages_request::View, retry_failed_messages_response::State as ProtoState,
     },
-    status::invalid_request,
+    status::{invalid, invalid_request},
 };
 use crate::{
     error::Failure,
     gateway::{
         Gateway,
         failed::{self, DEFAULT_RATE, MAX_RATE},
-        page,
-        validate::Invalid,
     },
     store::{Filter, Operation, OperationState},
 };
@@ -66,7 +63,7 @@ impl FailedMessages for Service {
         let request = request.into_inner();
         let full = request.view() == View::Full;
         let filter = read_filter(request.filter)?;
-        let size = read_size(request.page_size)?;
+        let size = page_size(request.page_size)?;
         let token = &request.page_token;
         let (failed_messages, next_page_token) = if full {
             let listed = self
@@ -241,7 +238,7 @@ impl FailedMessages for Service {
         request: Request<ListFailedMessageGroupsRequest>,
     ) -> Result<Response<ListFailedMessageGroupsResponse>, Status> {
         let request = request.into_inner();
-        let size = read_size(request.page_size)?;
+        let size = page_size(request.page_size)?;
         let queue = some(request.queue);
         let listed = self
             .failed()
@@ -365,17 +362,9 @@ fn status(error: failed::Error) -> Status {
     }
 }
 
-fn invalid(field: &'static str, problem: impl Into<String>) -> Status {
-    invalid_request(Invalid::field(field, problem.into()))
-}
-
 /// What is no id names nothing.
 fn read_id(id: &str) -> Result<Uuid, Status> {
     Uuid::parse_str(id).map_err(|_| status(failed::Error::NotFound))
-}
-
-fn read_size(size: i32) -> Result<u32, Status> {
-    page::size(size).ok_or_else(|| invalid("page_size", "must not be negative"))
 }
 
 fn check_all(filter: &Filter, all: bool) -> Result<(), Status> {

@@ -5,4 +5,6 @@ pub mod dead_letter_queue;
 pub mod deletion;
 pub mod failed_message;
 pub mod group;
+pub mod message_log;
+pub mod message_log_event;
 pub mod retry_operation;

@@ -9,6 +9,7 @@ pub mod database;
 pub mod deaths;
 mod life;
 mod lists;
+mod message_log;
 mod operations;
 mod outage;
 mod place;
