@@ -300,6 +300,9 @@ async fn update(work: &Work, standings: HashMap<String, Standing>) -> Result<(),
     Ok(())
 }
 
+/// One of the times of a standing.
+type TimeOf = fn(&Standing) -> Option<Time>;
+
 async fn update_some(
     work: &Work,
     milestone: Milestone,
@@ -325,11 +328,9 @@ async fn update_some(
         .filter(Column::MessageId.is_in(ids))
         .col_expr(Column::Status, status)
         .col_expr(Column::UpdatedAt, Expr::val(work.now));
-    let delivered_at = |standing: &Standing| standing.delivered_at;
-    let failed_at = |standing: &Standing| standing.failed_at;
-    let times: [(Column, &dyn Fn(&Standing) -> Option<Time>); 2] = [
-        (Column::DeliveredAt, &delivered_at),
-        (Column::FailedAt, &failed_at),
+    let times: [(_, TimeOf); 2] = [
+        (Column::DeliveredAt, |standing| standing.delivered_at),
+        (Column::FailedAt, |standing| standing.failed_at),
     ];
     for (column, time) in times {
         let mut known = standings
