@@ -4,7 +4,7 @@ use std::{error::Error, net::Ipv4Addr, time::Duration};
 
 use clap::{Args, ValueEnum};
 use tonic::{
-    Code, Status,
+    Code, Request, Status,
     transport::{Channel, Endpoint},
 };
 use tonic_types::{ErrorInfo, StatusExt};
@@ -24,6 +24,30 @@ pub(super) struct Server {
     /// The gateway's address [default: http://127.0.0.1:$APP_PORT, and 8011 for the port]
     #[arg(long = "server", value_name = "URL", env = "COURTIER_SERVER")]
     url: Option<String>,
+}
+
+/// Where the gateway is, and how long it may take.
+#[derive(Args)]
+pub(super) struct Gateway {
+    #[command(flatten)]
+    server: Server,
+    /// How long an answer may take
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    timeout: Duration,
+}
+
+impl Gateway {
+    /// Connects.
+    pub(super) async fn connect(&self) -> Result<Channel, Exit> {
+        self.server.connect().await
+    }
+
+    /// A request that is answered in time.
+    pub(super) fn ask<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
 }
 
 /// How results are written.
@@ -82,7 +106,7 @@ fn own_port() -> Result<u16, Exit> {
 }
 
 /// The first cause of an error.
-fn root(error: &dyn Error) -> &dyn Error {
+pub(super) fn root(error: &dyn Error) -> &dyn Error {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
@@ -151,6 +175,17 @@ fn exit_code(status: &Status) -> u8 {
 /// A failed call that publishes nothing.
 pub(super) fn failed(status: &Status) -> Exit {
     Exit::new(exit_code(status), describe(status))
+}
+
+/// A failed call that changes something. Where nobody says that it was not done, it is in doubt.
+pub(super) fn not_done(status: &Status) -> Exit {
+    let doubts = ["CONFIRM_LOST", "CONFIRM_TIMEOUT", "DEADLINE_EXCEEDED"];
+    let code = match reason(status) {
+        Some(reason) if doubts.contains(&reason.as_str()) => Exit::IN_DOUBT,
+        None if exit_code(status) != Exit::REFUSED => Exit::IN_DOUBT,
+        _ => exit_code(status),
+    };
+    Exit::new(code, describe(status))
 }
 
 /// Whether the gateway itself said it, and not the transport.
@@ -231,6 +266,20 @@ mod tests {
         assert_eq!(exit_code(&Status::not_found("queue")), 3);
         assert_eq!(exit_code(&Failure::stopping().into()), 4);
         assert_eq!(exit_code(&Status::internal("bug")), 1);
+    }
+
+    #[test]
+    fn a_change_that_nobody_denies_is_in_doubt() {
+        let lost = Failure::of_publish(Fate::InDoubt(InDoubt::ConfirmLost).into());
+        for (status, code) in [
+            (lost.expect("not confirmed").into(), 5),
+            (Failure::deadline().into(), 5),
+            (Status::cancelled("timeout"), 5),
+            (Failure::stopping().into(), 4),
+            (Status::unimplemented("another server"), 3),
+        ] {
+            assert_eq!(not_done(&status).code, code, "{status:?}");
+        }
     }
 
     #[test]

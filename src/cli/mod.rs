@@ -1,13 +1,22 @@
 //! The command line: the server, and a client for people and scripts.
 
 mod client;
+mod compose;
 mod config;
+mod confirm;
+mod details;
+mod failed;
 mod health;
+mod log;
+mod migrate;
+mod moment;
+mod payload;
 mod publish;
 mod publish_lines;
 mod serve;
 mod show;
 mod subscribe;
+mod table;
 
 use std::{
     fmt::Display,
@@ -37,7 +46,8 @@ Exit codes:
 Try it, the second and third in another terminal:
   courtier serve --topology-file examples/topology.toml
   courtier publish orders_exchange order.created --text '{\"id\":1}'
-  courtier subscribe orders_queue";
+  courtier subscribe orders_queue
+  courtier failed list";
 
 #[derive(Subcommand)]
 enum Command {
@@ -45,7 +55,13 @@ enum Command {
     Serve(serve::Flags),
     Publish(Box<publish::Publish>),
     Subscribe(subscribe::Subscribe),
+    #[command(subcommand)]
+    Failed(failed::Command),
+    #[command(subcommand)]
+    Log(log::Command),
     Health(health::Health),
+    #[command(subcommand)]
+    Migrate(migrate::Command),
     /// Check or show the configuration that `serve` would use
     #[command(subcommand)]
     Config(config::Command),
@@ -57,7 +73,10 @@ pub fn main() -> ExitCode {
         Command::Serve(flags) => serve::run(&flags),
         Command::Publish(publish) => block_on(publish::run(*publish)),
         Command::Subscribe(subscribe) => block_on(subscribe::run(subscribe)),
+        Command::Failed(command) => block_on(failed::run(command)),
+        Command::Log(command) => block_on(log::run(command)),
         Command::Health(health) => block_on(health::run(health)),
+        Command::Migrate(command) => migrate::run(&command),
         Command::Config(command) => config::run(&command),
     }
 }
@@ -103,7 +122,9 @@ fn report(outcome: Result<(), Exit>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit { code, message }) => {
-            complain(&message);
+            if !message.is_empty() {
+                complain(&message);
+            }
             ExitCode::from(code)
         }
     }
@@ -112,6 +133,23 @@ fn report(outcome: Result<(), Exit>) -> ExitCode {
 /// A line on standard output. `println!` would panic when nobody reads any more.
 fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Text on standard output, for those who have more to write: a reader that went away ends the command, quietly.
+fn print(text: &str) -> Result<(), Exit> {
+    let mut output = io::stdout().lock();
+    let written = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Exit::new(Exit::DONE, ""),
+        _ => Exit::new(Exit::FAILED, format!("cannot write: {error}")),
+    })
+}
+
+/// A line of JSON on standard output, likewise.
+fn print_json(value: impl Display) -> Result<(), Exit> {
+    print(&format!("{value}\n"))
 }
 
 /// A line on standard error.

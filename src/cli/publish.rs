@@ -1,15 +1,8 @@
 //! `courtier publish`.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, IsTerminal, Read},
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Args;
-use prost_types::{Struct, Value, value::Kind};
 use serde_json::json;
 use tonic::{Request, Status};
 use uuid::Uuid;
@@ -17,14 +10,12 @@ use uuid::Uuid;
 use super::{
     Exit,
     client::{self, Output, Server, time},
-    complain, publish_lines, say,
+    compose::{Properties, Source},
+    publish_lines, say,
 };
 use crate::grpc::proto::{
     Message, Outcome, PublishRequest, message::Payload, publisher_client::PublisherClient,
 };
-
-/// Integers up to here keep their digits in a header.
-const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
 
 /// Publish a message and say what became of it
 ///
@@ -52,7 +43,7 @@ pub(super) struct Publish {
     /// What the exchange routes by
     routing_key: String,
     #[command(flatten)]
-    source: Source,
+    pub(super) source: Source,
     /// Each line of the input is a message (without its line break); all go over one stream, in order
     #[arg(long, conflicts_with_all = ["text", "json", "message_id"])]
     pub(super) lines: bool,
@@ -71,152 +62,32 @@ pub(super) struct Publish {
     properties: Properties,
 }
 
-/// Where the payload is.
-#[derive(Args)]
-#[group(multiple = false)]
-struct Source {
-    /// The payload, as it is
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    text: Option<String>,
-    /// The payload, checked to be JSON and sent as it is; the content type becomes application/json
-    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
-    json: Option<String>,
-    /// The payload is this file's content; - is standard input
-    #[arg(long, value_name = "FILE")]
-    data_file: Option<String>,
-    /// Standard input; so it is too when no payload is given
-    #[arg(value_name = "-", value_parser = ["-"], hide_possible_values = true)]
-    stdin: Option<String>,
-}
-
-#[derive(Args)]
-#[command(next_help_heading = "Properties")]
-struct Properties {
-    /// Names the message; made when it is not given
-    #[arg(long, value_name = "ID")]
-    message_id: Option<String>,
-    /// The event's name, such as order.created
-    #[arg(long = "type", value_name = "TYPE")]
-    kind: Option<String>,
-    /// The service that made the message
-    #[arg(long, value_name = "ID")]
-    app_id: Option<String>,
-    /// Ties a reply or a workflow together
-    #[arg(long, value_name = "ID")]
-    correlation_id: Option<String>,
-    /// Where an answer is wanted
-    #[arg(long, value_name = "QUEUE")]
-    reply_to: Option<String>,
-    /// MIME type of the payload
-    #[arg(long, value_name = "TYPE")]
-    content_type: Option<String>,
-    /// 0 to 255; only queues declared with priorities look at it
-    #[arg(long, value_name = "NUMBER")]
-    priority: Option<u8>,
-    /// How long the message may wait in a queue, such as 30s
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    ttl: Option<Duration>,
-    /// A header, NAME=VALUE; may be repeated. A number, true, false and null are sent as such, anything else as text
-    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
-    headers: Vec<(String, Value)>,
-}
-
 impl Publish {
     /// One publish of this payload, under an id of its own: it is known also when the answer gets lost.
     pub(super) fn request(&self, payload: Payload) -> PublishRequest {
-        let given = &self.properties;
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        let headers: BTreeMap<_, _> = given.headers.iter().cloned().collect();
-        let mut content_type = text(&given.content_type);
-        if self.source.json.is_some() && content_type.is_empty() {
-            content_type = "application/json".to_owned();
+        let mut message = Message {
+            message_id: Uuid::now_v7().to_string(),
+            payload: Some(payload),
+            ..Message::default()
+        };
+        if self.source.is_json() {
+            message.content_type = "application/json".to_owned();
         }
+        self.properties.put_on(&mut message);
         PublishRequest {
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             allow_unroutable: self.allow_unroutable,
-            message: Some(Message {
-                message_id: given
-                    .message_id
-                    .clone()
-                    .unwrap_or_else(|| Uuid::now_v7().to_string()),
-                payload: Some(payload),
-                content_type,
-                content_encoding: String::new(),
-                headers: (!headers.is_empty()).then_some(Struct { fields: headers }),
-                r#type: text(&given.kind),
-                app_id: text(&given.app_id),
-                correlation_id: text(&given.correlation_id),
-                reply_to: text(&given.reply_to),
-                timestamp: None,
-                priority: given.priority.unwrap_or_default().into(),
-                ttl: given.ttl.and_then(|ttl| ttl.try_into().ok()),
-            }),
+            message: Some(message),
         }
     }
-
-    fn payload(&self) -> Result<Payload, Exit> {
-        if let Some(text) = &self.source.text {
-            return Ok(Payload::Text(text.clone()));
-        }
-        if let Some(text) = &self.source.json {
-            // Sent as it was written: a JSON value would not keep the digits of large numbers.
-            return match serde_json::from_str::<serde::de::IgnoredAny>(text) {
-                Ok(_) => Ok(Payload::Text(text.clone())),
-                Err(error) => Err(Exit::new(Exit::USAGE, format!("--json: {error}"))),
-            };
-        }
-        let mut data = Vec::new();
-        let (name, mut input) = self.input()?;
-        match input.read_to_end(&mut data) {
-            Ok(_) => Ok(Payload::Data(Bytes::from(data))),
-            Err(error) => Err(Exit::new(
-                Exit::USAGE,
-                format!("cannot read {name}: {error}"),
-            )),
-        }
-    }
-
-    /// What is read, and its name.
-    pub(super) fn input(&self) -> Result<(String, Box<dyn Read + Send>), Exit> {
-        match self.source.data_file.as_deref() {
-            Some(path) if path != "-" => match File::open(path) {
-                Ok(file) => Ok((path.to_owned(), Box::new(file))),
-                Err(error) => Err(Exit::new(
-                    Exit::USAGE,
-                    format!("cannot read {path}: {error}"),
-                )),
-            },
-            _ => {
-                if io::stdin().is_terminal() {
-                    complain("reading from the terminal; Ctrl-D at the start of a line ends it");
-                }
-                Ok(("standard input".to_owned(), Box::new(io::stdin())))
-            }
-        }
-    }
-}
-
-fn header(text: &str) -> Result<(String, Value), String> {
-    let (name, value) = text.split_once('=').ok_or("not NAME=VALUE")?;
-    let kind = match serde_json::from_str(value) {
-        Ok(serde_json::Value::Null) => Kind::NullValue(0),
-        Ok(serde_json::Value::Bool(value)) => Kind::BoolValue(value),
-        Ok(serde_json::Value::Number(number)) => match number.as_f64() {
-            // An id of twenty digits would arrive as another one.
-            Some(double) if double.abs() <= EXACT || number.is_f64() => Kind::NumberValue(double),
-            _ => Kind::StringValue(value.to_owned()),
-        },
-        _ => Kind::StringValue(value.to_owned()),
-    };
-    Ok((name.to_owned(), Value { kind: Some(kind) }))
 }
 
 pub(super) async fn run(publish: Publish) -> Result<(), Exit> {
     if publish.lines {
         return publish_lines::run(publish).await;
     }
-    let message = publish.request(publish.payload()?);
+    let message = publish.request(publish.source.payload()?);
     let message_id = message
         .message
         .iter()
@@ -277,27 +148,5 @@ pub(super) fn in_words(outcome: Outcome) -> &'static str {
         Outcome::NotSent => "not sent",
         Outcome::InDoubt | Outcome::Unspecified => "in doubt",
         Outcome::Invalid => "invalid",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_are_what_they_look_like() {
-        let kind = |text| header(text).ok().and_then(|(_, value)| value.kind);
-        let text = |text: &str| Some(Kind::StringValue(text.to_owned()));
-        assert_eq!(kind("n=7"), Some(Kind::NumberValue(7.0)));
-        assert_eq!(kind("b=true"), Some(Kind::BoolValue(true)));
-        assert_eq!(kind("v=null"), Some(Kind::NullValue(0)));
-        assert_eq!(kind("t=a=b"), text("a=b"));
-        assert_eq!(kind("o={}"), text("{}"));
-        assert_eq!(kind("e="), text(""));
-        assert_eq!(
-            kind("id=12345678901234567890"),
-            text("12345678901234567890")
-        );
-        assert!(header("nothing").is_err());
     }
 }

@@ -43,7 +43,7 @@ const READ_AHEAD: usize = 64;
 const PROGRESS: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(publish: Publish) -> Result<(), Exit> {
-    let (name, input) = publish.input()?;
+    let (name, input) = publish.source.input()?;
     let mut client = PublisherClient::new(publish.server.connect().await?);
     let (requests, receiver) = mpsc::channel(WINDOW);
     let opening = client.publish_stream(ReceiverStream::new(receiver));

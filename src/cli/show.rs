@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use crate::grpc::{
     convert::{duration, json_text},
@@ -52,7 +52,7 @@ pub(super) fn text(delivery: &Delivery, terminal: bool) -> String {
 }
 
 /// Control characters as escapes, those that are `kept` apart.
-fn visible(text: &str, kept: impl Fn(char) -> bool) -> String {
+pub(super) fn visible(text: &str, kept: impl Fn(char) -> bool) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() && !kept(c) {
@@ -67,16 +67,29 @@ fn visible(text: &str, kept: impl Fn(char) -> bool) -> String {
 /// One line: the fields of the API, those that are not set left out. The payload is `text`, or `data` (base64) when it is not
 /// UTF-8.
 pub(super) fn json(delivery: &Delivery) -> String {
-    let message = delivery.message.clone().unwrap_or_default();
-    let mut object = Map::new();
-    let mut put = |name: &str, value: serde_json::Value| object.insert(name.to_owned(), value);
+    let mut object = message(delivery.message.as_ref());
+    let mut put = |name: &str, value: Value| object.insert(name.to_owned(), value);
     put("queue", json!(delivery.queue));
     put("exchange", json!(delivery.exchange));
     put("routing_key", json!(delivery.routing_key));
     put("attempt", json!(delivery.attempt));
     put("redelivered", json!(delivery.redelivered));
+    if !delivery.failed_message_id.is_empty() {
+        put("failed_message_id", json!(delivery.failed_message_id));
+    }
+    let mut line = Value::Object(object).to_string();
+    line.push('\n');
+    line
+}
+
+/// The fields of a message.
+pub(super) fn message(message: Option<&Message>) -> Map<String, Value> {
+    let mut object = Map::new();
+    let Some(message) = message else {
+        return object;
+    };
+    let mut put = |name: &str, value: Value| object.insert(name.to_owned(), value);
     let texts = [
-        ("failed_message_id", &delivery.failed_message_id),
         ("message_id", &message.message_id),
         ("type", &message.r#type),
         ("app_id", &message.app_id),
@@ -106,17 +119,18 @@ pub(super) fn json(delivery: &Delivery) -> String {
             headers.map(|(name, value)| (name.clone(), json_text(value).unwrap_or_default()));
         put("headers", headers.collect::<Map<_, _>>().into());
     }
-    let payload = payload(&message);
-    match std::str::from_utf8(payload) {
-        Ok(text) => put("text", json!(text)),
-        Err(_) => put("data", json!(STANDARD.encode(payload))),
-    };
-    let mut line = serde_json::Value::Object(object).to_string();
-    line.push('\n');
-    line
+    // Lists leave it out.
+    if message.payload.is_some() {
+        let payload = payload(message);
+        match std::str::from_utf8(payload) {
+            Ok(text) => put("text", json!(text)),
+            Err(_) => put("data", json!(STANDARD.encode(payload))),
+        };
+    }
+    object
 }
 
-fn payload(message: &Message) -> &[u8] {
+pub(super) fn payload(message: &Message) -> &[u8] {
     match &message.payload {
         Some(Payload::Data(data)) => data,
         Some(Payload::Text(text)) => text.as_bytes(),

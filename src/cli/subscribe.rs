@@ -91,11 +91,11 @@ pub(super) struct Subscribe {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum NackAction {
-    /// A failed attempt: moves to <QUEUE>.dlq, to be tried again (nothing does that yet)
+    /// A failed attempt: moves to <QUEUE>.dlq, to be tried again by schedule
     Retry,
     /// Back to the queue at once; needs --max
     Requeue,
-    /// Moves to <QUEUE>.dlq for good
+    /// Moves to <QUEUE>.dlq; a person decides (courtier failed list)
     DeadLetter,
     /// Dropped for good
     Discard,

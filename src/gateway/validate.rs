@@ -131,7 +131,7 @@ fn headers(headers: &Table) -> Result<(), Invalid> {
 
 /// `CC` and `BCC` route copies (<https://www.rabbitmq.com/docs/sender-selected>); the others are the broker's record of a
 /// message's past, ask a plugin to delay it, or are the gateway's own.
-fn is_reserved(name: &str) -> bool {
+pub fn is_reserved(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     matches!(name, "CC" | "BCC")
         || matches!(lower.as_str(), "x-death" | "x-delivery-count" | "x-delay")

@@ -1,7 +1,8 @@
 //! The schema's version, for `courtier migrate`.
 
-use super::{OpenError, Options, connection};
+use super::{OpenError, Options, Place, connection};
 use courtier_migrations as migrations;
+use sea_orm::Database;
 
 /// Which steps the schema has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +15,17 @@ pub struct SchemaStatus {
 
 /// Looks, and changes nothing.
 pub async fn schema_status(options: &Options) -> Result<SchemaStatus, OpenError> {
-    let (pools, _lock) = connection::open_alone(options).await?;
-    let status = migrations::status(&pools.write).await;
+    let status = match &options.place {
+        // Opening it would make it.
+        Place::File(path) if !path.exists() => {
+            let nothing = Database::connect("sqlite::memory:").await;
+            migrations::status(&nothing.map_err(OpenError::Database)?).await
+        }
+        _ => {
+            let (pools, _lock) = connection::open_alone(options).await?;
+            migrations::status(&pools.write).await
+        }
+    };
     let status = status.map_err(OpenError::Migration)?;
     let steps = |applied: bool| {
         let known = status

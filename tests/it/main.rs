@@ -5,6 +5,13 @@
 mod attribution;
 mod books;
 mod cli;
+mod cli_bulk;
+mod cli_desk;
+mod cli_edit;
+mod cli_failed;
+mod cli_log;
+mod cli_migrate;
+mod command;
 mod contract;
 mod conversions;
 mod crash;

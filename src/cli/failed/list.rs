@@ -1,0 +1,113 @@
+//! `courtier failed list`.
+
+use std::io::{self, IsTerminal};
+
+use clap::Args;
+
+use super::{connect, filter::Filter, show, view};
+use crate::{
+    cli::{
+        Exit,
+        client::{self, Gateway, Output},
+        complain, moment, print, print_json,
+        table::{Fit, Table},
+    },
+    grpc::proto::{ListFailedMessagesRequest, list_failed_messages_request::View},
+};
+
+/// What is asked for at a time, and at a time with payloads: the most that the gateway answers.
+const PAGE: u64 = 1_000;
+const FULL_PAGE: u64 = 100;
+
+/// List failed messages, the newest first
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  courtier failed list
+  courtier failed list --status failed --queue orders_queue --after 24h
+  courtier failed list --error-text Timeout --limit 1000 --output json | jq -r .id")]
+pub(in crate::cli) struct List {
+    #[command(flatten)]
+    filter: Filter,
+    /// So many at most
+    #[arg(long, value_name = "NUMBER", default_value = "50", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+    /// Everything about each: payload, stack and attempts
+    #[arg(long)]
+    full: bool,
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+pub(super) async fn run(list: List) -> Result<(), Exit> {
+    let mut client = connect(&list.gateway).await?;
+    let most = if list.full { FULL_PAGE } else { PAGE };
+    let view = if list.full { View::Full } else { View::Basic };
+    let mut table = Table::new([
+        ("ID", Fit::Whole),
+        ("STATUS", Fit::Whole),
+        ("RETRIES", Fit::Whole),
+        ("AGE", Fit::Whole),
+        ("QUEUE", Fit::Cut),
+        ("ERROR", Fit::Cut),
+    ]);
+    let terminal = io::stdout().is_terminal();
+    let mut left = list.limit;
+    let mut request = ListFailedMessagesRequest {
+        filter: Some(list.filter.filter()),
+        view: view.into(),
+        ..Default::default()
+    };
+    let more = 'pages: loop {
+        // One more than is wanted tells whether there are more.
+        let size = left.saturating_add(1).min(most);
+        request.page_size = i32::try_from(size).unwrap_or(i32::MAX);
+        let answer = client
+            .list_failed_messages(list.gateway.ask(request.clone()))
+            .await;
+        let page = answer
+            .map_err(|status| client::failed(&status))?
+            .into_inner();
+        for failed in &page.failed_messages {
+            if left == 0 {
+                break 'pages true;
+            }
+            left -= 1;
+            match list.output {
+                Output::Json => print_json(view::json(failed))?,
+                Output::Text if list.full => {
+                    let first = left + 1 == list.limit;
+                    let gap = if first { "" } else { "\n\n" };
+                    print(&format!("{gap}{}", show::text(failed, terminal)))?;
+                }
+                Output::Text => table.row([
+                    failed.id.clone(),
+                    view::status(failed).to_owned(),
+                    format!("{}/{}", failed.retry_count, failed.max_retries),
+                    moment::age(failed.failed_at.as_ref()),
+                    failed.queue.clone(),
+                    view::error(failed),
+                ]),
+            }
+        }
+        if page.next_page_token.is_empty() {
+            break false;
+        }
+        request.page_token = page.next_page_token;
+    };
+    if !table.is_empty() {
+        table.print()?;
+    }
+    if left == list.limit && list.output == Output::Text {
+        complain("no failed messages match");
+    }
+    if more {
+        let limit = list.limit;
+        complain(&format!(
+            "there are more than these {limit}: --limit, or more conditions"
+        ));
+    }
+    Ok(())
+}
