@@ -82,11 +82,12 @@ impl Ground {
         let mut rows = Rows::read(&store).await;
         rows.leave_out(NOTED);
         println!("{}", rows.summary());
-        let books = load.books();
-        books.balance(&rows, MAX_RETRIES);
-        let confirmed = books.count(Some(Outcome::Confirmed));
-        assert_eq!(confirmed, books.len(), "every publish was confirmed");
-        drop(books);
+        {
+            let books = load.books();
+            books.balance(&rows, MAX_RETRIES);
+            let confirmed = books.count(Some(Outcome::Confirmed));
+            assert_eq!(confirmed, books.len(), "every publish was confirmed");
+        }
         assert_eq!(load.ends(), 0, "every subscription went on");
         store.close().await;
     }

@@ -387,7 +387,7 @@ async fn a_watcher_is_told_what_changes(on: On) {
     let mut until = async |wanted: fn(&Change) -> bool| loop {
         let next = timely(watching.message()).await.expect("it goes on");
         let changes = next.expect("not the end").changes;
-        if let Some(change) = changes.into_iter().find(|change| wanted(change)) {
+        if let Some(change) = changes.into_iter().find(&wanted) {
             return change.failed_message.expect("always set").id;
         }
     };

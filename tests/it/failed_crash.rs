@@ -136,29 +136,30 @@ async fn nothing_that_failed_is_lost(kind: &str) {
     trial.load.rest(&trial.broker, &raw).await;
     let store = trial.own.store().await;
     let rows = Rows::read(&store).await;
-    let books = trial.load.books();
-    println!(
-        "{kind}: {rounds} crashes each of a gateway, the broker and the database in {crashing:.0?}, at rest after {:.0?}",
-        begin.elapsed(),
-    );
-    println!(
-        "{} messages: {} CONFIRMED, {} IN_DOUBT, {} NOT_SENT, {} without an answer",
-        books.len(),
-        books.count(Some(Outcome::Confirmed)),
-        books.count(Some(Outcome::InDoubt)),
-        books.count(Some(Outcome::NotSent)),
-        books.count(None),
-    );
-    println!("{}", rows.summary());
-    let twice = books.balance(&rows, MAX_RETRIES);
-    println!(
-        "{} retries seen; {} attempts seen again, {} copies of them not redelivered; {twice} rows of native messages made twice",
-        books.retries,
-        books.attempts_seen_again(),
-        books.duplicates,
-    );
-    assert!(books.retries > 0 && !rows.rows.is_empty(), "nothing failed");
-    drop(books);
+    {
+        let books = trial.load.books();
+        println!(
+            "{kind}: {rounds} crashes each of a gateway, the broker and the database in {crashing:.0?}, at rest after {:.0?}",
+            begin.elapsed(),
+        );
+        println!(
+            "{} messages: {} CONFIRMED, {} IN_DOUBT, {} NOT_SENT, {} without an answer",
+            books.len(),
+            books.count(Some(Outcome::Confirmed)),
+            books.count(Some(Outcome::InDoubt)),
+            books.count(Some(Outcome::NotSent)),
+            books.count(None),
+        );
+        println!("{}", rows.summary());
+        let twice = books.balance(&rows, MAX_RETRIES);
+        println!(
+            "{} retries seen; {} attempts seen again, {} copies of them not redelivered; {twice} rows of native messages made twice",
+            books.retries,
+            books.attempts_seen_again(),
+            books.duplicates,
+        );
+        assert!(books.retries > 0 && !rows.rows.is_empty(), "nothing failed");
+    }
     store.close().await;
 }
 

@@ -126,10 +126,25 @@ impl Instance {
                                             end
                            end,
                     Wait(Wait, 600).";
-        assert_eq!(
-            self.count(queues, wait).await,
-            0,
-            "left in {queues:?} after a minute"
+        if self.count(queues, wait).await == 0 {
+            return;
+        }
+        let mut left = Vec::new();
+        for queue in queues {
+            left.push((queue, self.messages(queue).await));
+        }
+        left.retain(|(_, count)| *count > 0);
+        let consumers = [
+            "-q",
+            "list_consumers",
+            "queue_name",
+            "prefetch_count",
+            "active",
+        ];
+        let consumers = self.ctl(&consumers).await;
+        assert!(
+            left.is_empty(),
+            "left after a minute: {left:?}; consumers: {consumers}"
         );
     }
 

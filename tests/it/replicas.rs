@@ -356,16 +356,13 @@ async fn a_queue_gets_no_more_retries_than_the_rate_allows(own: &Own) {
     assert!(rounds.values().all(|sent| *sent <= most), "{rounds:?}");
     let (first, last) = (rounds.keys().min(), rounds.keys().max());
     let took = *last.expect("some") - *first.expect("some");
-    let seconds = took.as_seconds_f64();
+    let milliseconds = usize::try_from(took.num_milliseconds()).expect("not before the first");
     println!(
-        "{ROWS} retries in {} rounds over {seconds:.1} s",
+        "{ROWS} retries in {} rounds over {milliseconds} ms",
         rounds.len()
     );
     // The first round comes at once, and one may come late, so that the next follows it sooner.
-    let allowed = REPLICAS as f64 * (RATE as f64 * seconds + 2.0 * most as f64);
-    assert!(
-        ROWS as f64 <= allowed,
-        "{ROWS} of {allowed:.0} in {seconds:.1} s"
-    );
+    let allowed = REPLICAS * (RATE * milliseconds / 1_000 + 1 + 2 * most);
+    assert!(ROWS <= allowed, "{ROWS} of {allowed} in {milliseconds} ms");
     trial.end().await;
 }

@@ -392,6 +392,8 @@ pub async fn messages_of_one_lane_keep_their_order(f: Fixture) {
 
 pub async fn a_publish_that_is_late_already_is_not_sent(f: Fixture) {
     f.declare_queues([f.queue("work")]).await;
+    // The same one for all, and open when the late ones come.
+    let lane = f.broker.lane();
     let publish = |body, deadline| {
         let (receipt, answer) = Receipt::single();
         let publish = Publish {
@@ -403,16 +405,18 @@ pub async fn a_publish_that_is_late_already_is_not_sent(f: Fixture) {
             deadline,
             admission: None,
         };
-        f.broker.publish(f.broker.lane(), publish, receipt);
+        f.broker.publish(lane, publish, receipt);
         answer
     };
     let now = Instant::now();
+    let first = publish("first", now + PATIENCE);
+    assert_eq!(timely(first).await, Ok(Fate::Confirmed));
     let late: Vec<_> = (0..20).map(|_| publish("late", now)).collect();
-    let timely_one = publish("timely", now + PATIENCE);
+    let last = publish("last", now + PATIENCE);
     for answer in late {
         let fate = timely(answer).await.expect("a receipt always answers");
         assert_eq!(fate, Fate::NotSent(NotSent::Overloaded));
     }
-    assert_eq!(timely(timely_one).await, Ok(Fate::Confirmed));
-    assert_eq!(f.drain_bodies("work").await, ["timely"]);
+    assert_eq!(timely(last).await, Ok(Fate::Confirmed));
+    assert_eq!(f.drain_bodies("work").await, ["first", "last"]);
 }
