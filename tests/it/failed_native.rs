@@ -139,8 +139,9 @@ async fn consume_on(shared: &Shared, channel: &Channel) -> Option<()> {
         FieldTable::default(),
     );
     let mut consumer = in_time(consumer).await?.ok()?;
-    while let Some(Ok(delivery)) = consumer.next().await {
-        settle(shared, delivery).await?;
+    // A connection that died in a kill may never say so: after a while without deliveries it is opened anew.
+    while let Some(Ok(delivery)) = in_time(consumer.next()).await? {
+        in_time(settle(shared, delivery)).await??;
     }
     None
 }
