@@ -191,12 +191,18 @@ impl Trial {
         self.raw.run(trigger).await;
     }
 
-    /// Waits until somebody's transaction has this row, and lets later claims be.
-    async fn held(&self, id: Uuid) {
-        let free =
-            format!("SELECT id FROM failed_messages WHERE id = '{id}' FOR UPDATE SKIP LOCKED");
-        waits("the row is claimed", async || {
-            self.raw.rows(&free).await.is_empty()
+    /// Waits until a claim is held up, and lets later ones be.
+    async fn held(&self) {
+        let asleep = match self.raw.backend() {
+            DbBackend::MySql => {
+                "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND state = 'User sleep'"
+            }
+            _ => {
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+            }
+        };
+        waits("a claim is held up", async || {
+            !self.raw.rows(asleep).await.is_empty()
         })
         .await;
         self.raw.run("DELETE FROM held").await;
@@ -306,7 +312,7 @@ async fn a_replica_that_was_held_up_does_not_send_what_it_no_longer_owns(own: &O
     // Its claim is answered when the lease is over.
     trial.hold_up_claims(3).await;
     let rows = trial.fail(1).await;
-    trial.held(rows[0]).await;
+    trial.held().await;
     trial.resolved(1).await;
     assert_each_once(&trial.seen(), &rows, 2);
     let log = trial.gateways[0].log();
@@ -322,7 +328,7 @@ async fn a_replica_that_hangs_in_a_transaction_holds_up_nobody_for_long(own: &Ow
     trial.add_gateway().await;
     trial.hold_up_claims(1).await;
     let mut rows = trial.fail(1).await;
-    trial.held(rows[0]).await;
+    trial.held().await;
     trial.gateways[0].pause();
     trial.add_gateway().await;
     trial.consume(2).await;
