@@ -76,7 +76,7 @@ pub enum By {
 #[error("it is {0}")]
 pub struct Conflict(pub Status);
 
-/// How often a retry may be sent automatically, and when next; `None`: no more.
+/// When a message that died is retried, if retries are left; `None`: a consumer wants no more of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Again {
     pub at: Option<Time>,

@@ -51,7 +51,8 @@ pub enum Error {
     PageToken,
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// The copy is not confirmed; the failed message is what it was (after `Unroutable`: FAILED).
+    /// The copy is not confirmed. The failed message is what it was; FAILED where sending it again cannot help (no queue takes
+    /// it, or its headers do not fit).
     #[error("the copy is not confirmed: {0:?}")]
     NotSent(Fate),
     #[error(transparent)]
