@@ -264,7 +264,10 @@ async fn publish_and_subscribe_do_without(kind: &str, hangs: bool) {
         ground.database.restart().await;
     }
     database_is(&gateway, true).await;
-    list(&gateway, Some(DEADLINE)).await.expect("it is back");
+    waits("failed messages are listed again", async || {
+        list(&gateway, Some(DEADLINE)).await.is_ok()
+    })
+    .await;
     figures(&load, "after", outage() / 2).await;
     let store = ground.own.store().await;
     waits("the ack is noted", async || {
