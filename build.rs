@@ -2,12 +2,13 @@
 
 use std::{env, fs, path::PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "courtier/v1/message.proto",
     "courtier/v1/publisher.proto",
     "courtier/v1/subscriber.proto",
     "courtier/v1/failed_messages.proto",
     "courtier/v1/message_log.proto",
+    "courtier/v1/queue_admin.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

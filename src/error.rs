@@ -8,6 +8,7 @@ use crate::{
     gateway::{
         failed, message_log,
         publish::Outcome,
+        queue_admin::{self, plan::Change},
         subscribe::{End, Refused},
         validate::Invalid,
     },
@@ -60,6 +61,13 @@ pub enum Reason {
     InvalidPageToken,
     DatabaseDown,
     DatabaseRefused,
+    Differs,
+    QueueInUse,
+    QueueNotEmpty,
+    ExchangeInUse,
+    ManagementOff,
+    ManagementDown,
+    NoTopology,
 }
 
 /// A failure, as a caller is told.
@@ -73,6 +81,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// The field that is at fault, and its fault.
     pub violation: Option<(String, String)>,
+    /// What is not as it must be: each a subject and what is wrong with it.
+    pub unmet: Vec<(String, String)>,
     /// What became of the publish: one of the API's outcomes, without its prefix.
     pub publish_outcome: Option<&'static str>,
 }
@@ -89,6 +99,7 @@ impl Failure {
             message: message.into(),
             retry_after: None,
             violation: None,
+            unmet: Vec::new(),
             publish_outcome: None,
         }
     }
@@ -214,6 +225,33 @@ impl Failure {
         Self::new(Code::Unavailable, Reason::BrokerDown, message).retry(SOON)
     }
 
+    /// Something exists otherwise than it was asked for.
+    fn differs(change: &Change) -> Self {
+        let named = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".to_owned());
+        let mismatches = change.mismatches.iter().map(|one| {
+            let (wanted, actual) = (named(&one.wanted), named(&one.actual));
+            (
+                one.argument.clone(),
+                format!("asked for {wanted}, is {actual}"),
+            )
+        });
+        let mut unmet: Vec<_> = mismatches.collect();
+        if !change.note.is_empty() {
+            unmet.push((change.name.clone(), change.note.clone()));
+        }
+        let all: Vec<String> = unmet
+            .iter()
+            .map(|(argument, problem)| format!("{argument}: {problem}"))
+            .collect();
+        let message = format!(
+            "{change} exists otherwise ({}); nothing was changed: use it as it is, or delete it first",
+            all.join("; ")
+        );
+        let mut failure = Self::new(Code::FailedPrecondition, Reason::Differs, message);
+        failure.unmet = unmet;
+        failure
+    }
+
     /// Why a subscription was not opened.
     pub fn of_refusal(refused: Refused) -> Self {
         match refused {
@@ -326,6 +364,41 @@ impl From<message_log::Error> for Failure {
     }
 }
 
+impl From<queue_admin::Error> for Failure {
+    fn from(error: queue_admin::Error) -> Self {
+        use queue_admin::Error;
+        match error {
+            Error::Invalid(invalid) => Self::invalid_request(invalid),
+            Error::PageToken => Self::page_token(),
+            Error::Differs(change) => Self::differs(&change),
+            Error::NoTopology => Self::new(
+                Code::FailedPrecondition,
+                Reason::NoTopology,
+                "this gateway has no TOPOLOGY_FILE to compare the broker with",
+            ),
+            Error::NotMoved(Fate::Unroutable) => Self::new(
+                Code::NotFound,
+                Reason::QueueNotFound,
+                "the destination is gone; what is not moved is still in the source",
+            ),
+            Error::NotMoved(fate) => {
+                let failure = Self::of_publish(fate.into());
+                let mut failure =
+                    failure.unwrap_or_else(|| Self::broker_down("the copy is not confirmed"));
+                // Nothing was published for the caller.
+                failure.publish_outcome = None;
+                failure
+            }
+            Error::Refused(words) => Self::new(
+                Code::InvalidArgument,
+                Reason::InvalidRequest,
+                format!("the broker refuses: {words}"),
+            ),
+            Error::Broker(error) => Self::from(error),
+        }
+    }
+}
+
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
         use store::Error;
@@ -379,6 +452,22 @@ impl From<broker::Error> for Failure {
                 message,
             )
             .retry(LATER),
+            Error::InUse { what, .. } => {
+                let reason = match what {
+                    Entity::Exchange => Reason::ExchangeInUse,
+                    Entity::Queue | Entity::Binding => Reason::QueueInUse,
+                };
+                Self::new(Code::FailedPrecondition, reason, message)
+            }
+            Error::NotEmpty { .. } => {
+                Self::new(Code::FailedPrecondition, Reason::QueueNotEmpty, message)
+            }
+            Error::ManagementOff => {
+                Self::new(Code::FailedPrecondition, Reason::ManagementOff, message)
+            }
+            Error::ManagementDown(_) => {
+                Self::new(Code::Unavailable, Reason::ManagementDown, message).retry(LATER)
+            }
             // The broker's own words may name its inside; they are logged, not shown.
             Error::Differs { .. } | Error::Refused(_) => {
                 tracing::warn!(%error, "the broker refused");

@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use tokio::{net::TcpListener, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
@@ -13,10 +13,19 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 use tracing::{info, warn};
 
 use crate::{
-    broker::{Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq},
+    broker::{
+        Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq,
+        topology::Topology,
+    },
     config::{App, Config, Http, TopologyFile},
     failure::schedule::Policy,
-    gateway::{Gateway, Limits, failed::FailedMessages, message_log::MessageLog},
+    gateway::{
+        Gateway, Limits,
+        alerts::{self, Alerts, Eyes},
+        failed::FailedMessages,
+        message_log::MessageLog,
+        queue_admin::QueueAdmin,
+    },
     grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer},
     http as rest,
     store::{OpenError, Store},
@@ -63,27 +72,24 @@ pub async fn serve(
     let store = Store::open(config.database.clone(), DATABASE_PATIENCE).await?;
     let log = MessageLog::start(store.clone(), config.message_log);
     let broker = connect(&config).await?;
-    let mut managed = Vec::new();
+    let topology = config.topology.as_ref().map(|file| file.topology.clone());
     if let Some(file) = config.topology {
-        managed = file.topology.dead_lettered();
         declare(broker.clone(), file).await;
     }
     let backends = Backends {
         broker,
         store,
         log,
-        managed,
+        topology,
     };
-    run(
-        backends,
-        &config.app,
-        &config.http,
-        config.limits,
-        config.retries,
-        listener,
-        shutdown,
-    )
-    .await
+    let settings = Settings {
+        app: config.app,
+        http: config.http,
+        limits: config.limits,
+        retries: config.retries,
+        alerts: config.alerts,
+    };
+    run(backends, settings, listener, shutdown).await
 }
 
 /// What the gateway stands on.
@@ -91,8 +97,17 @@ pub struct Backends {
     pub broker: Arc<dyn Broker>,
     pub store: Store,
     pub log: MessageLog,
-    /// Queues whose dead letters are collected from the start.
-    pub managed: Vec<String>,
+    /// What was declared at start; its queues' dead letters are collected from then on.
+    pub topology: Option<Topology>,
+}
+
+/// How the gateway does it.
+pub struct Settings {
+    pub app: App,
+    pub http: Http,
+    pub limits: Limits,
+    pub retries: Policy,
+    pub alerts: alerts::Options,
 }
 
 /// The one place that chooses the broker.
@@ -159,32 +174,48 @@ async fn declared(broker: &dyn Broker, file: &TopologyFile) -> bool {
 /// Serves over a broker and a database that are there. See [`serve`].
 pub async fn run(
     backends: Backends,
-    app: &App,
-    http: &Http,
-    limits: Limits,
-    retries: Policy,
+    settings: Settings,
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let Settings {
+        app,
+        http,
+        limits,
+        retries,
+        alerts,
+    } = settings;
     let stopping = CancellationToken::new();
     let grace = limits.shutdown_grace;
     let Backends {
         broker,
         store,
         log,
-        managed,
+        topology,
     } = backends;
+    let managed = topology.as_ref().map(Topology::dead_lettered);
     let (failed, background) = FailedMessages::start(
         broker.clone(),
         store.clone(),
         Arc::new(retries),
         log.clone(),
-        managed,
+        managed.unwrap_or_default(),
     );
+    let queues = QueueAdmin::new(broker.clone(), failed.clone(), limits.queues, topology);
+    let eyes = Eyes {
+        broker: broker.clone(),
+        store: store.clone(),
+        queues: queues.clone(),
+        failed: failed.clone(),
+    };
+    let watching = TaskTracker::new();
+    let alerts = Alerts::start(eyes, alerts, &app.name, stopping.clone(), &watching);
     let gateway = Gateway::new(
         broker.clone(),
         failed,
         log.clone(),
+        queues,
+        alerts,
         limits,
         stopping.clone(),
     );
@@ -224,6 +255,8 @@ pub async fn run(
     stopping.cancel();
     ended.cancel();
     gateway.tasks.close();
+    watching.close();
+    let _ = timeout(LAST_WORDS, watching.wait()).await;
     let _ = timeout(LAST_WORDS, background.stop()).await;
     let settled = timeout(grace + LAST_WORDS, gateway.tasks.wait()).await;
     health.stopped().await;

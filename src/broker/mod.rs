@@ -1,8 +1,9 @@
 //! What the gateway asks of a message broker, and the two that answer: [`rabbitmq`] and the embedded [`memory`] broker.
 //!
-//! To add a backend, implement [`Broker`] and [`Subscription`] in a module of its own, let the contract suite
+//! To add a backend, implement [`Broker`], [`Subscription`], [`Admin`] and [`Fetch`](admin::Fetch) in a module of its own, let the contract suite
 //! (`tests/it/contract/`) run on it, and add it to the one `match` in `server.rs`.
 
+pub mod admin;
 pub mod memory;
 pub mod rabbitmq;
 mod receipt;
@@ -16,7 +17,10 @@ use tokio::{
 use uuid::Uuid;
 
 pub use self::receipt::{Receipt, Witness};
-use self::topology::{Difference, Topology};
+use self::{
+    admin::Admin,
+    topology::{Difference, Topology},
+};
 use crate::message::Message;
 
 /// A message broker. Every method answers within its deadline, also when the broker is stopped, blocked or gone.
@@ -39,6 +43,9 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Declares what is missing. What exists with other arguments is used as it is, and reported.
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error>;
+
+    /// Its administrative side.
+    fn admin(&self) -> &dyn Admin;
 
     /// The state of the links to the broker, and each change of it.
     fn links(&self) -> watch::Receiver<Links>;
@@ -211,6 +218,18 @@ pub enum Error {
     /// No channel is left for another subscription.
     #[error("too many subscriptions")]
     TooManySubscriptions,
+    /// A queue has consumers, or an exchange bindings.
+    #[error("{what} {name:?} is in use")]
+    InUse { what: Entity, name: String },
+    /// A queue has messages.
+    #[error("queue {name:?} is not empty")]
+    NotEmpty { name: String },
+    /// Only RabbitMQ's management API knows, and it is switched off.
+    #[error("RabbitMQ's management API is switched off (RABBITMQ_MANAGEMENT_PORT=0)")]
+    ManagementOff,
+    /// Only RabbitMQ's management API knows, and it does not answer.
+    #[error("RabbitMQ's management API does not answer: {0}")]
+    ManagementDown(String),
     /// The broker refused for a reason of its own.
     #[error("the broker refused: {0}")]
     Refused(String),

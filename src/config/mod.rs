@@ -17,12 +17,12 @@ use secrecy::SecretString;
 use self::reader::{Problems, Reader};
 use crate::{
     broker::{
-        rabbitmq,
+        rabbitmq::{self, ManagementAt},
         topology::{self, Parsed, QueueDefaults, Topology},
     },
     failure::schedule::{Policy, Schedule},
     gateway::{
-        Limits,
+        Limits, alerts,
         message_log::{self, Room},
     },
     store::{self, Place},
@@ -47,6 +47,9 @@ const LOG_PACE: Duration = Duration::from_millis(200);
 /// About how often old entries of the message log are looked for.
 const LOG_SWEEP: Duration = Duration::from_secs(60);
 
+/// Looking costs the broker something.
+const SHORTEST_LOOK: Duration = Duration::from_secs(1);
+
 /// All of it.
 #[derive(Debug)]
 pub struct Config {
@@ -59,6 +62,7 @@ pub struct Config {
     pub database: store::Options,
     /// `None`: no message log is kept.
     pub message_log: Option<message_log::Options>,
+    pub alerts: alerts::Options,
     pub http: Http,
     pub log: Log,
 }
@@ -113,6 +117,7 @@ impl Config {
             retries: retries(&mut reader, topology.as_ref()),
             database: database(&mut reader),
             message_log: message_log(&mut reader),
+            alerts: alerts(&mut reader),
             topology,
             limits: limits(&mut reader, &defaults),
             http: Http {
@@ -173,6 +178,7 @@ fn rabbitmq(reader: &mut Reader) -> Option<rabbitmq::Options> {
     let options = rabbitmq::Options {
         url: SecretString::from(url),
         ca_pem,
+        management: management(reader),
     };
     match options.check() {
         Ok(()) => Some(options),
@@ -180,6 +186,32 @@ fn rabbitmq(reader: &mut Reader) -> Option<rabbitmq::Options> {
             reader.problem("RABBITMQ_URL", &problem.to_string());
             None
         }
+    }
+}
+
+/// Where its management API is; port 0 switches it off.
+fn management(reader: &mut Reader) -> ManagementAt {
+    if let Some(url) = reader.optional("RABBITMQ_MANAGEMENT_URL") {
+        let expected = "a URL such as https://rabbitmq:15671";
+        return match url.parse() {
+            Ok(url) => ManagementAt::Url(url),
+            Err(_) => {
+                reader.problem(
+                    "RABBITMQ_MANAGEMENT_URL",
+                    &format!("{url:?} is not {expected}"),
+                );
+                ManagementAt::Off
+            }
+        };
+    }
+    let Some(text) = reader.optional("RABBITMQ_MANAGEMENT_PORT") else {
+        return ManagementAt::Port(None);
+    };
+    // Kubernetes: tcp://10.0.0.1:15672
+    let digits = text.rsplit(':').next().unwrap_or(&text);
+    match reader.parsed("RABBITMQ_MANAGEMENT_PORT", digits, "a port, or 0", 0) {
+        0 => ManagementAt::Off,
+        port => ManagementAt::Port(Some(port)),
     }
 }
 
@@ -237,7 +269,7 @@ fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
         max_subscriptions: reader.number("MAX_SUBSCRIPTIONS"),
         shutdown_grace: reader.duration("SHUTDOWN_GRACE"),
         max_delivery_failures: reader.number("MAX_DELIVERY_FAILURES"),
-        dead_letter_ttl: defaults.dead_letter_ttl,
+        queues: *defaults,
     }
 }
 
@@ -292,6 +324,32 @@ fn message_log(reader: &mut Reader) -> Option<message_log::Options> {
     };
     let on = reader.one_of("AUDIT_LOG", &["on", "off"]) == "on";
     on.then_some(options)
+}
+
+fn alerts(reader: &mut Reader) -> alerts::Options {
+    let every = reader.duration("ALERT_INTERVAL");
+    if every < SHORTEST_LOOK {
+        reader.problem("ALERT_INTERVAL", "must be at least 1s");
+    }
+    let percent: u32 = reader.number("ALERT_QUEUE_DEPTH");
+    if !(1..=100).contains(&percent) {
+        reader.problem("ALERT_QUEUE_DEPTH", "must be a percentage from 1 to 100");
+    }
+    let webhook = reader.optional("ALERT_WEBHOOK_URL");
+    let is_url = |text: &String| text.starts_with("http://") || text.starts_with("https://");
+    if webhook.as_ref().is_some_and(|text| !is_url(text)) {
+        reader.problem("ALERT_WEBHOOK_URL", "must begin with http:// or https://");
+    }
+    alerts::Options {
+        every: every.max(SHORTEST_LOOK),
+        hold: reader.duration("ALERT_HOLD"),
+        queue_depth: f64::from(percent) / 100.0,
+        consumer_lag: reader.duration("ALERT_CONSUMER_LAG"),
+        failed_spike: reader.number("ALERT_FAILED_SPIKE"),
+        oldest_failed: reader.duration("ALERT_OLDEST_FAILED"),
+        ignored_queues: reader.list("ALERT_IGNORE_QUEUES"),
+        webhook: webhook.map(SecretString::from),
+    }
 }
 
 fn database(reader: &mut Reader) -> store::Options {
@@ -390,7 +448,7 @@ mod tests {
         .expect("valid");
         assert!(config.rabbitmq.is_some());
         assert_eq!(
-            config.limits.dead_letter_ttl,
+            config.limits.queues.dead_letter_ttl,
             Duration::from_secs(7 * 86_400)
         );
     }

@@ -85,7 +85,17 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "RABBITMQ_CA_FILE",
         "",
-        "Certificates (PEM) to trust for amqps besides the public ones",
+        "Certificates (PEM) to trust for amqps and https besides the public ones",
+    ),
+    setting(
+        "RABBITMQ_MANAGEMENT_PORT",
+        "",
+        "Port of RabbitMQ's management API, which knows lists, rates and alarms; default 15672, or 15671 (https) with amqps; 0: it is not used",
+    ),
+    setting(
+        "RABBITMQ_MANAGEMENT_URL",
+        "",
+        "Its URL, where it is not on RABBITMQ_HOST, such as https://rabbitmq:15671",
     ),
     setting(
         "TOPOLOGY_FILE",
@@ -237,6 +247,46 @@ pub const SETTINGS: &[Setting] = &[
         "KEEPALIVE_TIMEOUT",
         "10s",
         "How long an answer to a ping may take",
+    ),
+    setting(
+        "ALERT_QUEUE_DEPTH",
+        "80",
+        "Alert when a queue holds more than so many percent of its most messages",
+    ),
+    setting(
+        "ALERT_CONSUMER_LAG",
+        "5m",
+        "Alert when a message that arrives would wait longer than this for its consumers",
+    ),
+    setting(
+        "ALERT_FAILED_SPIKE",
+        "20",
+        "Alert when so many messages fail within a minute; 0: never",
+    ),
+    setting(
+        "ALERT_OLDEST_FAILED",
+        "24h",
+        "Alert when a failed message is not resolved for so long",
+    ),
+    setting(
+        "ALERT_HOLD",
+        "10s",
+        "How long something must be wrong before an alert is raised, and right before it is cleared",
+    ),
+    setting(
+        "ALERT_IGNORE_QUEUES",
+        "",
+        "Queues without alerts, separated by commas; * at an end stands for anything, as in \"parked.*\"",
+    ),
+    secret(
+        "ALERT_WEBHOOK_URL",
+        "",
+        "Gets each alert that is raised or cleared, as JSON by POST",
+    ),
+    expert(
+        "ALERT_INTERVAL",
+        "5s",
+        "How often queues, links and the database are looked at; at least 1s",
     ),
     setting("LOG_FORMAT", "text", "\"text\" or \"json\""),
     setting(

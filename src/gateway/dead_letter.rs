@@ -45,7 +45,10 @@ impl Gateway {
             fate => return confirmed(fate),
         }
         let missing = Topology {
-            queues: vec![Queue::dead_letters(&target, self.limits.dead_letter_ttl)],
+            queues: vec![Queue::dead_letters(
+                &target,
+                self.limits.queues.dead_letter_ttl,
+            )],
             ..Topology::default()
         };
         match self.broker.declare(&missing).await {

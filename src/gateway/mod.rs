@@ -1,12 +1,14 @@
 //! What the service does, one file a feature, whatever the protocol in front and the broker behind.
 
 pub mod ack_id;
+pub mod alerts;
 pub mod dead_letter;
 pub mod failed;
 pub mod ledger;
 pub mod message_log;
 pub mod page;
 pub mod publish;
+pub mod queue_admin;
 mod session;
 pub mod subscribe;
 mod suspects;
@@ -17,8 +19,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{failed::FailedMessages, message_log::MessageLog, suspects::Suspects};
-use crate::broker::Broker;
+use self::{
+    alerts::Alerts, failed::FailedMessages, message_log::MessageLog, queue_admin::QueueAdmin,
+    suspects::Suspects,
+};
+use crate::broker::{Broker, topology::QueueDefaults};
 
 /// What bounds the gateway's work.
 #[derive(Clone, Debug)]
@@ -40,8 +45,8 @@ pub struct Limits {
     /// How many consumers may die, or let the ack deadline pass, each with nothing but the same message in its hands, before
     /// that message is moved to its dead-letter queue; 0: any number.
     pub max_delivery_failures: u32,
-    /// How long a dead letter is kept in a queue that the gateway makes.
-    pub dead_letter_ttl: Duration,
+    /// How long messages wait in queues that the gateway makes.
+    pub queues: QueueDefaults,
 }
 
 /// The service, shared by all protocols.
@@ -50,6 +55,8 @@ pub struct Gateway {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) failed: FailedMessages,
     pub(crate) log: MessageLog,
+    pub(crate) queues: QueueAdmin,
+    pub(crate) alerts: Alerts,
     pub(crate) limits: Arc<Limits>,
     /// Payload bytes that may still come in.
     admission: Arc<Semaphore>,
@@ -69,6 +76,8 @@ impl Gateway {
         broker: Arc<dyn Broker>,
         failed: FailedMessages,
         log: MessageLog,
+        queues: QueueAdmin,
+        alerts: Alerts,
         limits: Limits,
         stopping: CancellationToken,
     ) -> Self {
@@ -79,6 +88,8 @@ impl Gateway {
             broker,
             failed,
             log,
+            queues,
+            alerts,
             limits: Arc::new(limits),
             admission: Arc::new(admission),
             subscriptions: Arc::new(subscriptions),

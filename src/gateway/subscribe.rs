@@ -148,6 +148,9 @@ impl Gateway {
         };
         let opened = self.broker.subscribe(subscribe).await;
         let subscription = opened.map_err(Refused::Broker)?;
+        for queue in &plan.queues {
+            self.queues.known.queue(queue);
+        }
         tracing::debug!(client = plan.client_id, queues = ?plan.queues, "subscribed");
 
         // With auto_ack a free place in the channel means that the transport took the event before: that is what is acked.

@@ -120,7 +120,8 @@ fn table(fields: Struct) -> Result<Table, Invalid> {
         .collect())
 }
 
-fn header_value(json: Json) -> Value {
+/// A value as AMQP has it.
+pub fn header_value(json: Json) -> Value {
     match json.kind {
         None | Some(Kind::NullValue(_)) => Value::Void,
         Some(Kind::BoolValue(value)) => Value::Bool(value),
@@ -188,7 +189,8 @@ fn is_shown(name: &str) -> bool {
     !name.starts_with(header::PREFIX) && name != "x-delivery-count"
 }
 
-fn header_json(value: &Value) -> Json {
+/// A value as JSON has it.
+pub fn header_json(value: &Value) -> Json {
     Json {
         kind: Some(match value {
             Value::Void => Kind::NullValue(0),

@@ -7,17 +7,19 @@ use tonic_health::{
 };
 
 use super::proto::{
-    failed_messages_server, message_log_server, publisher_server, subscriber_server,
+    failed_messages_server, message_log_server, publisher_server, queue_admin_server,
+    subscriber_server,
 };
 use crate::broker::{LinkState, Links};
 
 /// The whole, and each service.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "",
     publisher_server::SERVICE_NAME,
     subscriber_server::SERVICE_NAME,
     failed_messages_server::SERVICE_NAME,
     message_log_server::SERVICE_NAME,
+    queue_admin_server::SERVICE_NAME,
 ];
 
 /// The health of each service and of the whole (`""`).
@@ -55,6 +57,7 @@ impl Health {
         self.set("", whole).await;
         self.set(publisher_server::SERVICE_NAME, publisher).await;
         self.set(subscriber_server::SERVICE_NAME, subscriber).await;
+        self.set(queue_admin_server::SERVICE_NAME, whole).await;
     }
 
     /// The gateway is about to stop.

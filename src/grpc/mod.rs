@@ -12,6 +12,7 @@ pub mod hangup;
 mod health;
 mod message_log;
 mod publisher;
+mod queue_admin;
 pub mod status;
 mod subscriber;
 
@@ -21,7 +22,8 @@ use tower::Layer;
 
 use self::proto::{
     failed_messages_server::FailedMessagesServer, message_log_server::MessageLogServer,
-    publisher_server::PublisherServer, subscriber_server::SubscriberServer,
+    publisher_server::PublisherServer, queue_admin_server::QueueAdminServer,
+    subscriber_server::SubscriberServer,
 };
 use crate::gateway::Gateway;
 
@@ -57,6 +59,8 @@ pub fn routes(
         .accept_compressed(CompressionEncoding::Gzip);
     let log = MessageLogServer::new(message_log::Service::new(gateway.clone()))
         .accept_compressed(CompressionEncoding::Gzip);
+    let queues = QueueAdminServer::new(queue_admin::Service::new(gateway.clone()))
+        .accept_compressed(CompressionEncoding::Gzip);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -67,6 +71,7 @@ pub fn routes(
         .add_service(web(subscriber))
         .add_service(web(failed))
         .add_service(web(log))
+        .add_service(web(queues))
         .add_service(web(health.server()))
         .add_service(web(reflection().build_v1()?))
         // grpcurl before 1.9 and other older tools ask for the alpha version only.

@@ -45,6 +45,10 @@ impl From<Failure> for Status {
         if let Some((field, problem)) = failure.violation {
             details.add_bad_request_violation(field, problem);
         }
+        for (subject, problem) in failure.unmet {
+            let kind = <&str>::from(failure.reason);
+            details.add_precondition_failure_violation(kind, subject, problem);
+        }
         Self::with_error_details(code(failure.code), failure.message, details)
     }
 }

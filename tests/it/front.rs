@@ -31,7 +31,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::harness::{Gateway, PATIENCE, Setup, connect};
+use crate::harness::{Gateway, PATIENCE, Setup, connect, connect_managed};
 
 /// Makes a test of each case for the embedded broker and for RabbitMQ.
 macro_rules! on_both {
@@ -53,11 +53,29 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
+/// The same, and for RabbitMQ with its management API.
+macro_rules! on_all {
+    ($($case:ident)+) => {
+        $crate::front::on_both! { $($case)+ }
+        mod managed {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "needs RabbitMQ: run make test"]
+            async fn $case() {
+                super::$case($crate::front::On::Managed).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_all;
+
 /// The broker behind the gateway.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     Embedded,
+    /// Without its management API.
     RabbitMq,
+    /// With it.
+    Managed,
 }
 
 impl On {
@@ -82,6 +100,7 @@ impl On {
                 Front::of(memory.clone(), Some(memory), change).await
             }
             Self::RabbitMq => Front::of(connect().await, None, change).await,
+            Self::Managed => Front::of(connect_managed().await, None, change).await,
         }
     }
 }

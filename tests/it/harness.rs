@@ -3,7 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use courtier::{
-    broker::{Broker, memory::MemoryBroker, rabbitmq},
+    broker::{
+        Broker,
+        memory::MemoryBroker,
+        rabbitmq::{self, ManagementAt},
+        topology::Topology,
+    },
     config::{Config, reader::Reader},
     gateway::{Limits, message_log::MessageLog},
     grpc::proto::{publisher_client::PublisherClient, subscriber_client::SubscriberClient},
@@ -33,8 +38,8 @@ pub struct Gateway {
 /// How a gateway under test differs from the defaults.
 pub struct Setup {
     pub config: Config,
-    /// Queues whose dead letters are collected from the start.
-    pub managed: Vec<String>,
+    /// As if it had been declared at start.
+    pub topology: Option<Topology>,
 }
 
 impl Setup {
@@ -72,10 +77,10 @@ impl Gateway {
         config.database.place = Place::File(data.path().join("courtier.db"));
         let mut setup = Setup {
             config,
-            managed: Vec::new(),
+            topology: None,
         };
         change(&mut setup);
-        let Setup { config, managed } = setup;
+        let Setup { config, topology } = setup;
         let store = Store::open(config.database.clone(), PATIENCE / 10).await;
         let store = store.expect("the database opens");
         let log = MessageLog::start(store.clone(), config.message_log);
@@ -87,18 +92,17 @@ impl Gateway {
             broker: broker.clone(),
             store,
             log: log.clone(),
-            managed,
+            topology,
         };
         let serving = tokio::spawn(async move {
-            let Config {
-                app,
-                http,
-                limits,
-                retries,
-                ..
-            } = config;
-            let served =
-                server::run(backends, &app, &http, limits, retries, listener, stopped).await;
+            let settings = server::Settings {
+                app: config.app,
+                http: config.http,
+                limits: config.limits,
+                retries: config.retries,
+                alerts: config.alerts,
+            };
+            let served = server::run(backends, settings, listener, stopped).await;
             drop(data);
             served
         });
@@ -159,11 +163,27 @@ pub async fn connect() -> Arc<rabbitmq::RabbitMq> {
     broker
 }
 
+/// The same, with its management API.
+pub async fn connect_managed() -> Arc<rabbitmq::RabbitMq> {
+    let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
+    let port = std::env::var("COURTIER_TEST_MANAGEMENT_PORT").expect("set by make test");
+    let port = port.parse().expect("a port");
+    let broker = connect_with(&url, ManagementAt::Port(Some(port)));
+    assert!(broker.connected(PATIENCE).await);
+    broker
+}
+
 /// A backend on that RabbitMQ, connected or not.
 pub fn connect_to(url: &str) -> Arc<rabbitmq::RabbitMq> {
+    connect_with(url, ManagementAt::Off)
+}
+
+/// The same, with a management API.
+pub fn connect_with(url: &str, management: ManagementAt) -> Arc<rabbitmq::RabbitMq> {
     let options = rabbitmq::Options {
         url: SecretString::from(url.to_owned()),
         ca_pem: None,
+        management,
     };
     rabbitmq::RabbitMq::start(&options).expect("a valid URL")
 }

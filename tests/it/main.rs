@@ -36,6 +36,8 @@ mod poison;
 mod process;
 mod publish;
 mod publish_many;
+mod queue_admin;
+mod queue_messages;
 mod raw;
 mod replicas;
 mod scripted;
@@ -45,6 +47,7 @@ mod store;
 mod subscribe;
 mod subscribe_end;
 mod tls;
+mod topology;
 mod wire;
 
 use contract::{Fixture, Traits, contract_suite};

@@ -8,6 +8,7 @@ use std::sync::{
 use async_trait::async_trait;
 use courtier::broker::{
     Broker, Error, Fate, InDoubt, Lane, Links, Publish, Receipt, Subscribe, Subscription,
+    admin::Admin,
     memory::MemoryBroker,
     topology::{Difference, Topology},
 };
@@ -63,6 +64,10 @@ impl Broker for Scripted {
 
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
         self.memory.declare(topology).await
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self.memory.admin()
     }
 
     fn links(&self) -> watch::Receiver<Links> {

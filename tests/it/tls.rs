@@ -2,7 +2,10 @@
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
-use courtier::broker::{Broker, LinkState, rabbitmq};
+use courtier::broker::{
+    Broker, LinkState,
+    rabbitmq::{self, ManagementAt},
+};
 use secrecy::SecretString;
 
 use crate::{
@@ -62,6 +65,7 @@ fn broker(url: &str, ca_pem: Option<String>) -> Arc<rabbitmq::RabbitMq> {
     let options = rabbitmq::Options {
         url: SecretString::from(url.to_owned()),
         ca_pem,
+        management: ManagementAt::Off,
     };
     rabbitmq::RabbitMq::start(&options).expect("a valid URL")
 }

@@ -98,12 +98,11 @@ impl State {
                     queue: released.feed,
                 });
             }
-            if how == Settle::Requeue {
-                let died = queue.take_back(released.entry);
-                if let (Some(entry), Some(to)) = (died, &queue.declared.dead_letter) {
-                    let letter = death::letter(&entry.envelope, name, death::DELIVERY_LIMIT, to);
-                    self.dead.push_back(letter);
-                }
+            match how {
+                Settle::Ack => queue.acked += 1,
+                Settle::Requeue => self
+                    .dead
+                    .extend(death::returned(queue, name, released.entry)),
             }
             if touched.last() != Some(name) {
                 touched.push(name.clone());

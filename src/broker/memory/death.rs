@@ -6,7 +6,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::queue::Envelope;
+use super::queue::{Entry, Envelope, Queue};
 use crate::{
     broker::topology::DeadLetter,
     message::{Message, Table, Value},
@@ -14,8 +14,15 @@ use crate::{
 
 const DEATHS: &str = "x-death";
 pub(super) const EXPIRED: &str = "expired";
-pub(super) const DELIVERY_LIMIT: &str = "delivery_limit";
+const DELIVERY_LIMIT: &str = "delivery_limit";
 const REJECTED: &str = "rejected";
+
+/// Takes a message back into its queue `name`; its dead letter, if it came back too often.
+pub(super) fn returned(queue: &mut Queue, name: &str, entry: Entry) -> Option<Envelope> {
+    let died = queue.take_back(entry)?;
+    let to = queue.declared.dead_letter.as_ref()?;
+    Some(letter(&died.envelope, name, DELIVERY_LIMIT, to))
+}
 
 /// The dead letter of a message that died in `queue`. It lives on without its expiration.
 pub(super) fn letter(envelope: &Envelope, queue: &str, reason: &str, to: &DeadLetter) -> Envelope {

@@ -1,11 +1,17 @@
 //! Declares a topology: adds what is missing, and tells what exists otherwise.
 
-use std::{collections::hash_map, fmt::Display, sync::Arc, time::Duration};
+use std::{collections::hash_map, sync::Arc, time::Duration};
 
 use super::{exchange::Exchange, queue::Queue, state::State};
-use crate::broker::{
-    Entity, Error,
-    topology::{self, Binding, Difference, Topology},
+use crate::{
+    broker::{
+        Entity, Error,
+        topology::{
+            self, Binding, DeadLetter, Difference, Mismatch, QueueKind, Topology, argument,
+            mismatches,
+        },
+    },
+    message::Table,
 };
 
 impl State {
@@ -18,7 +24,7 @@ impl State {
             differences.extend(self.declare_exchange(exchange)?);
         }
         for queue in &topology.queues {
-            differences.extend(self.declare_queue(queue));
+            differences.extend(self.declare_queue(queue)?);
         }
         for binding in &topology.bindings {
             self.bind(binding)?;
@@ -37,28 +43,41 @@ impl State {
                 Ok(None)
             }
             hash_map::Entry::Occupied(existing) => {
-                let detail = inequivalent("type", Some(wanted.kind), Some(existing.get().kind));
-                Ok(detail.map(|detail| Difference {
+                let current = existing.get().kind;
+                Ok((wanted.kind != current).then(|| Difference {
                     what: Entity::Exchange,
                     name: wanted.name.clone(),
-                    detail,
+                    detail: inequivalent(
+                        "type",
+                        Some(wanted.kind.to_string()),
+                        Some(current.to_string()),
+                    ),
                 }))
             }
         }
     }
 
-    fn declare_queue(&mut self, wanted: &topology::Queue) -> Option<Difference> {
+    fn declare_queue(&mut self, wanted: &topology::Queue) -> Result<Option<Difference>, Error> {
+        let wanted = understood(wanted).map_err(Error::Refused)?;
         let Some(existing) = self.queues.get(wanted.name.as_str()) else {
             let name = Arc::from(wanted.name.as_str());
-            self.queues.insert(name, Queue::new(wanted.clone()));
-            return None;
+            self.queues.insert(name, Queue::new(wanted));
+            return Ok(None);
         };
-        let details = queue_differences(wanted, &existing.declared);
-        (!details.is_empty()).then(|| Difference {
+        let mismatches = mismatches(&wanted.arguments(), &existing.declared.arguments());
+        let details = mismatches.into_iter().map(
+            |Mismatch {
+                 argument,
+                 wanted,
+                 actual,
+             }| inequivalent(&argument, wanted, actual),
+        );
+        let details: Vec<String> = details.collect();
+        Ok((!details.is_empty()).then(|| Difference {
             what: Entity::Queue,
-            name: wanted.name.clone(),
+            name: wanted.name,
             detail: details.join("; "),
-        })
+        }))
     }
 
     fn bind(&mut self, binding: &Binding) -> Result<(), Error> {
@@ -88,47 +107,90 @@ fn refuse_default_exchange(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn queue_differences(wanted: &topology::Queue, existing: &topology::Queue) -> Vec<String> {
-    let ttl = |queue: &topology::Queue| queue.message_ttl.as_ref().map(Duration::as_millis);
-    let (wanted_letter, letter) = (wanted.dead_letter.as_ref(), existing.dead_letter.as_ref());
-    [
-        inequivalent("x-queue-type", Some(wanted.kind), Some(existing.kind)),
-        inequivalent("x-message-ttl", ttl(wanted), ttl(existing)),
-        inequivalent("x-max-length", wanted.max_length, existing.max_length),
-        inequivalent("x-max-priority", wanted.max_priority, existing.max_priority),
-        inequivalent(
-            "x-delivery-limit",
-            wanted.delivery_limit,
-            existing.delivery_limit,
-        ),
-        inequivalent(
-            "x-dead-letter-exchange",
-            wanted_letter.map(|to| &to.exchange),
-            letter.map(|to| &to.exchange),
-        ),
-        inequivalent(
-            "x-dead-letter-routing-key",
-            wanted_letter.map(|to| &to.routing_key),
-            letter.map(|to| &to.routing_key),
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+/// A queue with its further arguments as this broker understands them; the error is for people.
+fn understood(wanted: &topology::Queue) -> Result<topology::Queue, String> {
+    if wanted.others.is_empty() {
+        return Ok(wanted.clone());
+    }
+    let arguments = wanted.arguments();
+    let text = |name: &str| match arguments.get(name) {
+        None => Ok(None),
+        Some(value) => match value.as_str() {
+            Some(text) => Ok(Some(text.to_owned())),
+            None => Err(format!("{name} must be a text")),
+        },
+    };
+    fn number<T: TryFrom<i64>>(arguments: &Table, name: &str) -> Result<Option<T>, String> {
+        let value = arguments.get(name).map(|value| {
+            let number = value.as_integer().and_then(|number| number.try_into().ok());
+            number.ok_or_else(|| format!("{name} must be a number within bounds"))
+        });
+        value.transpose()
+    }
+    let kind = match text(argument::TYPE)?.as_deref() {
+        None | Some("classic") => QueueKind::Classic,
+        Some("quorum") => QueueKind::Quorum,
+        Some(other) => {
+            return Err(format!(
+                "the embedded broker has no queues of type {other:?}"
+            ));
+        }
+    };
+    let max_length = number(&arguments, argument::MAX_LENGTH)?;
+    let overflow = text(argument::OVERFLOW)?;
+    if max_length.is_some() && overflow.as_deref() != Some(argument::REJECT_PUBLISH) {
+        let (name, only) = (argument::OVERFLOW, argument::REJECT_PUBLISH);
+        return Err(format!("{name}: the embedded broker only does {only:?}"));
+    }
+    let dead_letter = match (
+        text(argument::DEAD_LETTER_EXCHANGE)?,
+        text(argument::DEAD_LETTER_KEY)?,
+    ) {
+        (None, _) => None,
+        (Some(exchange), Some(routing_key)) => Some(DeadLetter {
+            exchange,
+            routing_key,
+        }),
+        (Some(_), None) => {
+            let name = argument::DEAD_LETTER_KEY;
+            return Err(format!("the embedded broker needs {name} as well"));
+        }
+    };
+    let known = [
+        argument::TYPE,
+        argument::MESSAGE_TTL,
+        argument::MAX_LENGTH,
+        argument::OVERFLOW,
+        argument::MAX_PRIORITY,
+        argument::DELIVERY_LIMIT,
+        argument::DEAD_LETTER_EXCHANGE,
+        argument::DEAD_LETTER_KEY,
+        argument::DEAD_LETTER_STRATEGY,
+    ];
+    if let Some(name) = arguments
+        .keys()
+        .find(|name| !known.contains(&name.as_str()))
+    {
+        return Err(format!("the embedded broker does not know {name:?}"));
+    }
+    Ok(topology::Queue {
+        name: wanted.name.clone(),
+        kind,
+        message_ttl: number(&arguments, argument::MESSAGE_TTL)?.map(Duration::from_millis),
+        max_length,
+        max_priority: number(&arguments, argument::MAX_PRIORITY)?,
+        delivery_limit: number(&arguments, argument::DELIVERY_LIMIT)?,
+        dead_letter,
+        others: wanted.others.clone(),
+    })
 }
 
 /// In RabbitMQ's words, so that both brokers read alike.
-fn inequivalent<T: Display + PartialEq>(
-    argument: &str,
-    received: Option<T>,
-    current: Option<T>,
-) -> Option<String> {
-    let show = |value: &Option<T>| match value {
+fn inequivalent(argument: &str, received: Option<String>, current: Option<String>) -> String {
+    let show = |value: Option<String>| match value {
         Some(value) => format!("'{value}'"),
         None => "none".to_owned(),
     };
-    (received != current).then(|| {
-        let (received, current) = (show(&received), show(&current));
-        format!("inequivalent arg '{argument}': received {received} but current is {current}")
-    })
+    let (received, current) = (show(received), show(current));
+    format!("inequivalent arg '{argument}': received {received} but current is {current}")
 }

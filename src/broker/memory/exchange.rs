@@ -1,9 +1,6 @@
 //! Exchanges: which queues a message goes to.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     headers::HeadersMatch,
@@ -28,7 +25,9 @@ struct Route {
 
 struct Bound {
     queue: Arc<str>,
-    arguments: HeadersMatch,
+    /// As they were declared.
+    arguments: Table,
+    matching: HeadersMatch,
 }
 
 impl Exchange {
@@ -44,9 +43,9 @@ impl Exchange {
         &mut self,
         queue: Arc<str>,
         routing_key: &str,
-        arguments: &BTreeMap<String, String>,
+        arguments: &Table,
     ) -> Result<(), Error> {
-        let arguments = HeadersMatch::parse(arguments)?;
+        let matching = HeadersMatch::parse(arguments)?;
         let route = self
             .routes
             .entry(routing_key.to_owned())
@@ -54,11 +53,34 @@ impl Exchange {
                 pattern: Pattern::parse(routing_key),
                 bound: Vec::new(),
             });
-        let known = |bound: &Bound| bound.queue == queue && bound.arguments == arguments;
+        let known = |bound: &Bound| bound.queue == queue && bound.arguments == *arguments;
         if !route.bound.iter().any(known) {
-            route.bound.push(Bound { queue, arguments });
+            route.bound.push(Bound {
+                queue,
+                arguments: arguments.clone(),
+                matching,
+            });
         }
         Ok(())
+    }
+
+    /// Removes one binding, if it is there.
+    pub(super) fn unbind_one(&mut self, queue: &str, routing_key: &str, arguments: &Table) {
+        if let Some(route) = self.routes.get_mut(routing_key) {
+            let other = |bound: &Bound| *bound.queue != *queue || bound.arguments != *arguments;
+            route.bound.retain(other);
+            if route.bound.is_empty() {
+                self.routes.remove(routing_key);
+            }
+        }
+    }
+
+    /// Every binding: queue, routing key and arguments.
+    pub(super) fn bindings(&self) -> impl Iterator<Item = (&str, &str, &Table)> {
+        self.routes.iter().flat_map(|(key, route)| {
+            let bound = route.bound.iter();
+            bound.map(move |bound| (&*bound.queue, key.as_str(), &bound.arguments))
+        })
     }
 
     /// Removes every binding of a queue.
@@ -85,7 +107,7 @@ impl Exchange {
             ExchangeKind::Fanout => self.routes.values().flat_map(Route::queues).collect(),
             ExchangeKind::Headers => {
                 let bound = self.routes.values().flat_map(|route| &route.bound);
-                let matching = bound.filter(|bound| bound.arguments.matches(headers));
+                let matching = bound.filter(|bound| bound.matching.matches(headers));
                 matching.map(|bound| bound.queue.clone()).collect()
             }
         };
@@ -108,7 +130,7 @@ mod tests {
     fn bound(kind: ExchangeKind, bindings: &[(&str, &str)]) -> Exchange {
         let mut exchange = Exchange::new(kind);
         for (queue, key) in bindings {
-            let bind = exchange.bind((*queue).into(), key, &BTreeMap::new());
+            let bind = exchange.bind((*queue).into(), key, &Table::new());
             bind.expect("no arguments");
         }
         exchange

@@ -1,8 +1,6 @@
 //! What a binding of a headers exchange asks of a message.
 //! <https://www.rabbitmq.com/tutorials/amqp-concepts#exchange-headers>
 
-use std::collections::BTreeMap;
-
 use crate::{
     broker::Error,
     message::{Table, Value},
@@ -12,14 +10,14 @@ use crate::{
 #[derive(PartialEq)]
 pub(super) struct HeadersMatch {
     any: bool,
-    wanted: Vec<(String, String)>,
+    wanted: Table,
 }
 
 impl HeadersMatch {
     /// `x-match` is `all` (the default) or `any`; both overlook arguments beginning with `x-`, which
     /// `all-with-x` and `any-with-x` compare too. Another `x-match` is refused, as RabbitMQ does.
-    pub(super) fn parse(arguments: &BTreeMap<String, String>) -> Result<Self, Error> {
-        let (any, with_x) = match arguments.get("x-match").map(String::as_str) {
+    pub(super) fn parse(arguments: &Table) -> Result<Self, Error> {
+        let (any, with_x) = match arguments.get("x-match").and_then(Value::as_str) {
             None | Some("all") => (false, false),
             Some("any") => (true, false),
             Some("all-with-x") => (false, true),
@@ -35,22 +33,29 @@ impl HeadersMatch {
         Ok(Self {
             any,
             wanted: wanted
-                .map(|(name, text)| (name.clone(), text.clone()))
+                .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
         })
     }
 
-    /// Arguments are texts, so that only a text header equals one: the number 5 is not `"5"`.
+    /// The number 5 is not the text `"5"`, and equals any other 5, however wide.
     pub(super) fn matches(&self, headers: &Table) -> bool {
         let mut equal = self
             .wanted
             .iter()
-            .map(|(name, text)| headers.get(name).and_then(Value::as_str) == Some(text.as_str()));
+            .map(|(name, wanted)| headers.get(name).is_some_and(|value| equals(value, wanted)));
         if self.any {
             equal.any(|equal| equal)
         } else {
             equal.all(|equal| equal)
         }
+    }
+}
+
+fn equals(value: &Value, wanted: &Value) -> bool {
+    match (value.as_integer(), wanted.as_integer()) {
+        (Some(value), Some(wanted)) => value == wanted,
+        _ => value == wanted,
     }
 }
 
@@ -61,7 +66,7 @@ mod tests {
     fn matches(arguments: &[(&str, &str)], headers: &[(&str, Value)]) -> bool {
         let arguments = arguments
             .iter()
-            .map(|(k, v)| (k.to_string(), v.to_string()));
+            .map(|(k, v)| (k.to_string(), Value::text(*v)));
         let headers = headers.iter().map(|(k, v)| (k.to_string(), v.clone()));
         let parsed = HeadersMatch::parse(&arguments.collect()).expect("a known x-match");
         parsed.matches(&headers.collect())
@@ -108,7 +113,7 @@ mod tests {
 
     #[test]
     fn an_unknown_x_match_is_refused() {
-        let arguments = BTreeMap::from([("x-match".to_owned(), "most".to_owned())]);
+        let arguments = Table::from([("x-match".to_owned(), Value::text("most"))]);
         assert!(matches!(
             HeadersMatch::parse(&arguments),
             Err(Error::Refused(_))

@@ -5,13 +5,15 @@
 //! messages, the delivery limit of quorum queues, dead-lettering of what died of either, and a maximum length that refuses
 //! publishes; prefetch, redelivery in the old place, and turns among the consumers of one queue. `tests/it/contract/` holds both brokers to it.
 //!
-//! It differs in this: quorum and classic queues are the same thing but for the delivery limit; the default exchange is the only one that it
-//! predeclares; `CC` and `BCC` headers route nothing; memory is bounded by the queues' own limits only.
+//! It differs in this: quorum and classic queues are the same thing but for the delivery limit; arguments of queues that it does not know
+//! are refused; the default exchange is the only one that it predeclares; `CC` and `BCC` headers route nothing; memory is bounded by the queues' own limits only.
 
+mod admin;
 mod consume;
 mod death;
 mod declare;
 mod exchange;
+mod fetch;
 mod headers;
 mod queue;
 mod state;
@@ -33,6 +35,7 @@ use self::{queue::Envelope, state::State, subscription::MemorySubscription, time
 use super::{
     Broker, Entity, Error, Fate, Lane, LinkState, Links, NotSent, Publish, Receipt, Subscribe,
     Subscription,
+    admin::Admin,
     topology::{Difference, Topology},
 };
 use crate::message::{Value, header};
@@ -133,6 +136,10 @@ impl Broker for MemoryBroker {
 
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
         self.shared.lock().declare(topology)
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self
     }
 
     fn links(&self) -> watch::Receiver<Links> {

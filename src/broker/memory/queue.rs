@@ -51,6 +51,11 @@ pub(super) struct Queue {
     pub(super) waiting: VecDeque<Consumer>,
     ready: BTreeMap<Position, Entry>,
     arrivals: u64,
+    /// What was handed to consumers, and what they acked.
+    pub(super) handed: u64,
+    pub(super) acked: u64,
+    /// Fetched and neither acked nor returned.
+    pub(super) fetched: u64,
 }
 
 impl Queue {
@@ -60,7 +65,15 @@ impl Queue {
             waiting: VecDeque::new(),
             ready: BTreeMap::new(),
             arrivals: 0,
+            handed: 0,
+            acked: 0,
+            fetched: 0,
         }
+    }
+
+    /// How many messages have entered.
+    pub(super) fn arrivals(&self) -> u64 {
+        self.arrivals
     }
 
     /// How many messages are ready.
@@ -114,6 +127,11 @@ impl Queue {
         }
         self.put_back(entry);
         None
+    }
+
+    /// Drops what is ready; how much that was.
+    pub(super) fn purge(&mut self) -> u64 {
+        std::mem::take(&mut self.ready).len() as u64
     }
 
     pub(super) fn pop(&mut self) -> Option<Entry> {

@@ -142,6 +142,41 @@ impl State {
         }
     }
 
+    /// Takes the first message of a queue out, to be settled by [`give_back`](Self::give_back) or [`fetched`](Self::fetched).
+    /// `None`: no such queue.
+    pub(super) fn fetch(&mut self, name: &str, now: Instant) -> Option<Option<Entry>> {
+        self.serve(name, now);
+        self.bury(now);
+        let queue = self.queues.get_mut(name)?;
+        let entry = queue.pop();
+        if entry.is_some() {
+            queue.handed += 1;
+            queue.fetched += 1;
+        }
+        Some(entry)
+    }
+
+    /// Notes that so many fetched messages are done.
+    pub(super) fn fetched(&mut self, name: &str, done: u64) {
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.fetched = queue.fetched.saturating_sub(done);
+            queue.acked += done;
+        }
+    }
+
+    /// Returns fetched messages.
+    pub(super) fn give_back(&mut self, name: &str, entries: Vec<Entry>, now: Instant) {
+        let Some(queue) = self.queues.get_mut(name) else {
+            return;
+        };
+        for entry in entries {
+            queue.fetched = queue.fetched.saturating_sub(1);
+            self.dead.extend(death::returned(queue, name, entry));
+        }
+        self.serve(name, now);
+        self.bury(now);
+    }
+
     /// Removes what has expired everywhere, and says when to look again.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Instant> {
         let due = |queue: &Queue| queue.head_expiry().is_some_and(|expiry| expiry <= now);
@@ -166,6 +201,7 @@ fn hand(
 ) {
     match subscribers.get_mut(&consumer.subscriber) {
         Some(subscriber) => {
+            queue.handed += 1;
             if subscriber.hand(consumer.queue, entry) {
                 queue.waiting.push_back(consumer);
             }

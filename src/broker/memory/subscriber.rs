@@ -29,6 +29,13 @@ pub(super) struct Feed {
     unsettled: usize,
 }
 
+impl Feed {
+    /// Handed out and not settled.
+    pub(super) fn unsettled(&self) -> usize {
+        self.unsettled
+    }
+}
+
 struct Unsettled {
     feed: usize,
     entry: Entry,

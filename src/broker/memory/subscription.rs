@@ -81,7 +81,8 @@ impl Drop for MemorySubscription {
 /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
-fn delivery(taken: Taken) -> Delivery {
+/// As consumers get it.
+pub(super) fn delivery(taken: Taken) -> Delivery {
     let mut message = taken.envelope.message.clone();
     if taken.returns > 0 {
         let count = Value::I64(taken.returns.into());

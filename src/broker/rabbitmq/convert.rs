@@ -94,7 +94,8 @@ fn short(text: &str) -> ShortString {
     ShortString::from(&text[..end])
 }
 
-fn table(table: &Table) -> FieldTable {
+/// A table as it is sent.
+pub(super) fn table(table: &Table) -> FieldTable {
     let mut fields = FieldTable::default();
     for (name, value) in table {
         fields.insert(short(name), to_amqp(value));

@@ -4,7 +4,7 @@
 //! The client library's own recovery is left off: each user must know exactly which generation its work was on.
 
 use std::{
-    net::{IpAddr, Shutdown},
+    net::{IpAddr, Ipv6Addr, Shutdown},
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,6 +18,8 @@ use lapin::{
     tcp::OwnedTLSConfig,
     uri::{AMQPScheme, AMQPUri},
 };
+use reqwest::Url;
+use secrecy::SecretString;
 use tokio::{
     net::TcpStream,
     sync::watch,
@@ -67,6 +69,30 @@ impl Endpoint {
             cert_chain: ca_pem,
         };
         Ok(Self { uri, tls })
+    }
+
+    pub(super) fn virtual_host(&self) -> String {
+        self.uri.vhost.clone()
+    }
+
+    pub(super) fn credentials(&self) -> (String, SecretString) {
+        let user = &self.uri.authority.userinfo;
+        (user.username.clone(), user.password.clone().into())
+    }
+
+    /// The management API's usual place on the same host (<https://www.rabbitmq.com/docs/networking#ports>).
+    pub(super) fn management_url(&self, port: Option<u16>) -> Result<Url, String> {
+        let (scheme, usual) = match self.uri.scheme {
+            AMQPScheme::AMQP => ("http", 15672),
+            AMQPScheme::AMQPS => ("https", 15671),
+        };
+        let (host, port) = (&self.uri.authority.host, port.unwrap_or(usual));
+        let host = match host.parse::<Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) => host.clone(),
+        };
+        let url = format!("{scheme}://{host}:{port}/");
+        url.parse().map_err(|error| format!("{url}: {error}"))
     }
 }
 

@@ -3,14 +3,17 @@
 //! Links by role ([`link`]), publishes on lanes ([`lane`]) whose outcomes are exact ([`verdict`]), subscriptions on channels
 //! of their own ([`consumer`]) over shared connections ([`pool`]).
 
+mod admin;
 mod consumer;
 mod convert;
 mod declare;
 mod error;
 mod exchanges;
+mod fetch;
 mod inflight;
 mod lane;
 mod link;
+mod management;
 mod pool;
 mod verdict;
 
@@ -23,6 +26,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     sync::watch,
@@ -33,10 +37,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     exchanges::Exchanges,
     link::{Endpoint, Link, Role, State},
+    management::Management,
     pool::Pool,
 };
 use super::{
     Broker, Error, Lane, LinkState, Links, Publish, Receipt, Subscribe, Subscription,
+    admin::Admin,
     topology::{Difference, Topology},
 };
 
@@ -54,6 +60,18 @@ pub struct Options {
     pub url: SecretString,
     /// Certificates (PEM) to trust besides the public ones.
     pub ca_pem: Option<String>,
+    pub management: ManagementAt,
+}
+
+/// Where RabbitMQ's management API is.
+#[derive(Clone, Debug, Default)]
+pub enum ManagementAt {
+    /// It is not used.
+    #[default]
+    Off,
+    /// On the host of the AMQP URL, with https where that has amqps. `None`: the port that is usual for it.
+    Port(Option<u16>),
+    Url(Url),
 }
 
 impl Options {
@@ -65,6 +83,23 @@ impl Options {
     fn endpoint(&self) -> Result<Endpoint, BadUrl> {
         Endpoint::parse(self.url.expose_secret(), self.ca_pem.clone()).map_err(BadUrl)
     }
+
+    fn management(&self, endpoint: &Endpoint) -> Result<Option<Management>, BadUrl> {
+        let url = match &self.management {
+            ManagementAt::Off => return Ok(None),
+            ManagementAt::Port(port) => endpoint.management_url(*port).map_err(BadUrl)?,
+            ManagementAt::Url(url) => url.clone(),
+        };
+        let (user, password) = endpoint.credentials();
+        let client = Management::new(management::Options {
+            url,
+            user,
+            password,
+            virtual_host: endpoint.virtual_host(),
+            ca_pem: self.ca_pem.clone(),
+        });
+        client.map(Some).map_err(BadUrl)
+    }
 }
 
 /// The RabbitMQ backend.
@@ -75,6 +110,9 @@ pub struct RabbitMq {
     next_lane: AtomicUsize,
     exchanges: Arc<Exchanges>,
     pool: Pool,
+    /// `None`: it is switched off.
+    management: Option<Management>,
+    virtual_host: String,
     links: watch::Receiver<Links>,
     stop_lanes: CancellationToken,
     lane_tasks: TaskTracker,
@@ -91,6 +129,8 @@ impl RabbitMq {
     /// Starts connecting, and goes on for ever: an absent broker is no error.
     pub fn start(options: &Options) -> Result<Arc<Self>, BadUrl> {
         let endpoint = options.endpoint()?;
+        let management = options.management(&endpoint)?;
+        let virtual_host = endpoint.virtual_host();
         let (stop_lanes, lane_tasks) = (CancellationToken::new(), TaskTracker::new());
         let (stop_links, link_tasks) = (CancellationToken::new(), TaskTracker::new());
         let link = |role| Link::start(endpoint.clone(), role, &link_tasks, stop_links.clone());
@@ -108,6 +148,8 @@ impl RabbitMq {
             pool: Pool::new(consume, endpoint, link_tasks.clone(), stop_links.clone()),
             publish,
             admin,
+            management,
+            virtual_host,
             lanes,
             next_lane: AtomicUsize::new(0),
             stop_lanes,
@@ -186,6 +228,10 @@ impl Broker for RabbitMq {
         timeout(DECLARE_TIMEOUT, declaring)
             .await
             .unwrap_or(Err(Error::TimedOut))
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self
     }
 
     fn links(&self) -> watch::Receiver<Links> {

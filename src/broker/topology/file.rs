@@ -1,4 +1,4 @@
-//! Exchanges, queues and bindings, as they are written in a topology file (TOML) and declared on a broker.
+//! A topology as people write it: a file (TOML) whose gaps are filled in with defaults.
 //!
 //! A queue with `dead_letter = true` (the default of work queues) also gets `<queue>.dlq`, bound to the direct exchange
 //! [`DEAD_LETTER_EXCHANGE`] under the queue's name.
@@ -7,142 +7,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use super::Entity;
-use crate::names;
-
-/// The direct exchange that dead letters of managed queues go to.
-pub const DEAD_LETTER_EXCHANGE: &str = "courtier.dlx";
-
-/// The queue that takes the dead letters of `queue`.
-pub fn dead_letter_queue(queue: &str) -> String {
-    format!("{queue}.dlq")
-}
-
-/// What is to exist on the broker: complete, every default filled in.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Topology {
-    pub exchanges: Vec<Exchange>,
-    pub queues: Vec<Queue>,
-    pub bindings: Vec<Binding>,
-}
-
-/// What a topology file says.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Parsed {
-    pub topology: Topology,
-    /// By queue, for queues that are not retried as all others.
-    pub retries: BTreeMap<String, Retries>,
-}
-
-/// How what fails in a queue is retried; what is `None` is as everywhere. The broker knows nothing of it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Retries {
-    pub max: Option<u32>,
-    /// Not empty.
-    pub delays: Option<Vec<Duration>>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Exchange {
-    pub name: String,
-    pub kind: ExchangeKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, strum::Display)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
-pub enum ExchangeKind {
-    Direct,
-    Topic,
-    Fanout,
-    Headers,
-}
-
-/// A durable queue. Limits that are `None` do not apply.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Queue {
-    pub name: String,
-    pub kind: QueueKind,
-    pub message_ttl: Option<Duration>,
-    pub max_length: Option<u64>,
-    /// Classic queues only; 1 to 255.
-    pub max_priority: Option<u8>,
-    /// Quorum queues only: a message that came back more often is dead-lettered, or dropped without a `dead_letter`.
-    pub delivery_limit: Option<u32>,
-    /// Exchange and routing key for rejected and expired messages. A queue with a `max_length` refuses
-    /// publishes when full (`reject-publish`), so that the publisher is told.
-    pub dead_letter: Option<DeadLetter>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, strum::Display)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
-pub enum QueueKind {
-    Quorum,
-    Classic,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct DeadLetter {
-    pub exchange: String,
-    pub routing_key: String,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Binding {
-    pub exchange: String,
-    pub queue: String,
-    pub routing_key: String,
-    /// What a headers exchange matches; else empty.
-    pub arguments: BTreeMap<String, String>,
-}
-
-/// Something that exists otherwise than the topology says. It is used as it is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Difference {
-    pub what: Entity,
-    pub name: String,
-    /// In the broker's words.
-    pub detail: String,
-}
-
-/// Durations that the environment sets and the file's queues default to.
-#[derive(Clone, Copy, Debug)]
-pub struct QueueDefaults {
-    /// `MESSAGE_TTL`
-    pub message_ttl: Duration,
-    /// `DLQ_TTL`
-    pub dead_letter_ttl: Duration,
-}
-
-impl Queue {
-    /// The queue that takes dead letters, under this name.
-    pub fn dead_letters(name: &str, ttl: Duration) -> Self {
-        Self {
-            message_ttl: Some(ttl),
-            delivery_limit: Some(DEAD_LETTER_RETURNS),
-            ..Self::bare(name, QueueKind::Quorum)
-        }
-    }
-
-    /// A queue without limits.
-    pub fn bare(name: &str, kind: QueueKind) -> Self {
-        Self {
-            name: name.to_owned(),
-            kind,
-            message_ttl: None,
-            max_length: None,
-            max_priority: None,
-            delivery_limit: None,
-            dead_letter: None,
-        }
-    }
-}
-
-/// RabbitMQ 4 drops from a quorum queue, unless it says otherwise, what was returned 20 times
-/// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>). Dead letters are returned whenever the database is
-/// away. "Without limit" is written differently from version to version; so many is understood by all.
-const DEAD_LETTER_RETURNS: u32 = 1_000_000_000;
+use super::{
+    Binding, DEAD_LETTER_EXCHANGE, DeadLetter, Exchange, ExchangeKind, Parsed, Queue,
+    QueueDefaults, QueueKind, Retries, Topology, dead_letter_queue,
+};
+use crate::{
+    broker::Entity,
+    message::{Table, Value},
+    names,
+};
 
 /// Most ready messages of a work queue before it refuses more, unless the file says otherwise.
 const DEFAULT_MAX_LENGTH: u64 = 10_000;
@@ -166,54 +39,65 @@ pub enum BadTopology {
 }
 
 /// The file as it is written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+pub struct File {
     #[serde(default)]
-    exchanges: Vec<FileExchange>,
+    pub exchanges: Vec<FileExchange>,
     #[serde(default)]
-    queues: Vec<FileQueue>,
+    pub queues: Vec<FileQueue>,
     #[serde(default)]
-    bindings: Vec<FileBinding>,
+    pub bindings: Vec<FileBinding>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileExchange {
-    name: String,
+pub struct FileExchange {
+    pub name: String,
     #[serde(rename = "type", default = "topic")]
-    kind: ExchangeKind,
+    pub kind: ExchangeKind,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileQueue {
-    name: String,
+pub struct FileQueue {
+    pub name: String,
     #[serde(rename = "type")]
-    kind: Option<QueueKind>,
+    pub kind: Option<QueueKind>,
     /// `"24h"`, or milliseconds; `"none"` for no limit.
-    message_ttl: Option<TimeText>,
+    pub message_ttl: Option<TimeText>,
     /// 0: no limit.
-    max_length: Option<u64>,
-    max_priority: Option<u8>,
+    pub max_length: Option<u64>,
+    pub max_priority: Option<u8>,
     /// 0: no limit.
-    delivery_limit: Option<u32>,
-    #[serde(default = "yes")]
-    dead_letter: bool,
+    pub delivery_limit: Option<u32>,
+    /// Unless said otherwise: yes.
+    pub dead_letter: Option<bool>,
     /// Automatic retries of what fails here; 0: none.
-    max_retries: Option<u32>,
+    pub max_retries: Option<u32>,
     /// The delay before each of them.
-    retry_delays: Option<Vec<TimeText>>,
+    pub retry_delays: Option<Vec<TimeText>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum TimeText {
+pub enum TimeText {
     Milliseconds(u64),
     Text(String),
 }
 
 impl TimeText {
+    /// No limit.
+    pub const NONE: &str = "none";
+
+    /// `None`: no limit.
+    pub fn limit(&self) -> Result<Option<Duration>, String> {
+        match self {
+            Self::Text(text) if text == Self::NONE => Ok(None),
+            time => time.read().map(Some),
+        }
+    }
+
     fn read(&self) -> Result<Duration, String> {
         match self {
             Self::Milliseconds(ms) => Ok(Duration::from_millis(*ms)),
@@ -225,16 +109,108 @@ impl TimeText {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileBinding {
-    exchange: String,
-    queue: String,
+pub struct FileBinding {
+    pub exchange: String,
+    pub queue: String,
     #[serde(default)]
-    routing_key: String,
+    pub routing_key: String,
     #[serde(default)]
-    arguments: BTreeMap<String, String>,
+    pub arguments: BTreeMap<String, Argument>,
+}
+
+/// What a headers exchange compares with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Argument {
+    Bool(bool),
+    Integer(i64),
+    Text(String),
+}
+
+impl From<Argument> for Value {
+    fn from(argument: Argument) -> Self {
+        match argument {
+            Argument::Bool(value) => Self::Bool(value),
+            Argument::Integer(value) => Self::I64(value),
+            Argument::Text(text) => Self::text(text),
+        }
+    }
 }
 
 impl FileQueue {
+    /// A work queue with all defaults.
+    pub fn work(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    fn is_dead_lettered(&self) -> bool {
+        self.dead_letter.unwrap_or(true)
+    }
+
+    fn add_to(self, topology: &mut Topology, defaults: &QueueDefaults) -> Result<(), BadTopology> {
+        let bad = |problem: &str| self.bad(problem);
+        let dead_lettered = self.is_dead_lettered();
+        let kind = match (self.kind, self.max_priority) {
+            (Some(QueueKind::Quorum), Some(_)) => {
+                return Err(bad(
+                    "quorum queues have no priorities; use type = \"classic\"",
+                ));
+            }
+            (Some(kind), _) => kind,
+            (None, Some(_)) => QueueKind::Classic,
+            (None, None) => QueueKind::Quorum,
+        };
+        let message_ttl = match &self.message_ttl {
+            None => Some(defaults.message_ttl),
+            Some(text) => text
+                .limit()
+                .map_err(|problem| bad(&format!("message_ttl: {problem}")))?,
+        };
+        let max_length = Some(self.max_length.unwrap_or(DEFAULT_MAX_LENGTH)).filter(|n| *n > 0);
+        let delivery_limit = match (self.delivery_limit, kind) {
+            (Some(_), QueueKind::Classic) => {
+                return Err(bad(
+                    "classic queues count no deliveries: delivery_limit is for quorum queues",
+                ));
+            }
+            (Some(limit), QueueKind::Quorum) => Some(limit).filter(|limit| *limit > 0),
+            // Without a dead-letter queue, what is beyond the limit would be lost.
+            (None, QueueKind::Quorum) => dead_lettered.then_some(DEFAULT_DELIVERY_LIMIT),
+            (None, QueueKind::Classic) => None,
+        };
+        let dead_letter = dead_lettered.then(|| DeadLetter {
+            exchange: DEAD_LETTER_EXCHANGE.to_owned(),
+            routing_key: self.name.clone(),
+        });
+        if dead_lettered {
+            let target = dead_letter_queue(&self.name);
+            check(Entity::Queue, &target, names::queue)?;
+            topology.bindings.push(Binding {
+                exchange: DEAD_LETTER_EXCHANGE.to_owned(),
+                queue: target.clone(),
+                routing_key: self.name.clone(),
+                arguments: Table::new(),
+            });
+            topology
+                .queues
+                .push(Queue::dead_letters(&target, defaults.dead_letter_ttl));
+        }
+        topology.queues.push(Queue {
+            name: self.name,
+            kind,
+            message_ttl,
+            max_length,
+            max_priority: self.max_priority,
+            delivery_limit,
+            dead_letter,
+            others: Table::new(),
+        });
+        Ok(())
+    }
+
     fn retries(&self) -> Result<Retries, BadTopology> {
         let delays = self.retry_delays.as_ref();
         let delays: Option<Result<Vec<_>, _>> =
@@ -265,119 +241,62 @@ fn topic() -> ExchangeKind {
     ExchangeKind::Topic
 }
 
-fn yes() -> bool {
-    true
-}
-
 impl Topology {
     /// Reads a topology file and fills in what it leaves out.
     pub fn parse(text: &str, defaults: &QueueDefaults) -> Result<Parsed, BadTopology> {
-        let file: File = toml::from_str(text)?;
-        let mut topology = Self::default();
+        File::parse(text)?.complete(defaults)
+    }
+}
+
+impl File {
+    /// Reads it.
+    pub fn parse(text: &str) -> Result<Self, BadTopology> {
+        Ok(toml::from_str(text)?)
+    }
+
+    /// Checks it and fills in what it leaves out.
+    pub fn complete(self, defaults: &QueueDefaults) -> Result<Parsed, BadTopology> {
+        let mut topology = Topology::default();
         let mut retries = BTreeMap::new();
-        for exchange in file.exchanges {
+        for exchange in self.exchanges {
             check(Entity::Exchange, &exchange.name, names::exchange)?;
             topology.exchanges.push(Exchange {
                 name: exchange.name,
                 kind: exchange.kind,
             });
         }
-        let dead_letters = file.queues.iter().any(|queue| queue.dead_letter);
+        let dead_letters = self.queues.iter().any(FileQueue::is_dead_lettered);
         if dead_letters {
             topology.exchanges.push(Exchange {
                 name: DEAD_LETTER_EXCHANGE.to_owned(),
                 kind: ExchangeKind::Direct,
             });
         }
-        for queue in file.queues {
+        for queue in self.queues {
             check(Entity::Queue, &queue.name, names::queue)?;
             let own = queue.retries()?;
             if own != Retries::default() {
                 retries.insert(queue.name.clone(), own);
             }
-            topology.add_queue(queue, defaults)?;
+            queue.add_to(&mut topology, defaults)?;
         }
-        for binding in file.bindings {
+        for binding in self.bindings {
             check(Entity::Exchange, &binding.exchange, names::exchange)?;
             check(Entity::Queue, &binding.queue, names::queue)?;
             topology.bindings.push(Binding {
                 exchange: binding.exchange,
                 queue: binding.queue,
                 routing_key: binding.routing_key,
-                arguments: binding.arguments,
+                arguments: own_values(binding.arguments),
             });
         }
         Ok(Parsed { topology, retries })
     }
+}
 
-    /// Queues whose dead letters go to a dead-letter queue of this topology.
-    pub fn dead_lettered(&self) -> Vec<String> {
-        let with = self
-            .queues
-            .iter()
-            .filter(|queue| queue.dead_letter.is_some());
-        with.map(|queue| queue.name.clone()).collect()
-    }
-
-    fn add_queue(&mut self, queue: FileQueue, defaults: &QueueDefaults) -> Result<(), BadTopology> {
-        let bad = |problem: &str| queue.bad(problem);
-        let kind = match (queue.kind, queue.max_priority) {
-            (Some(QueueKind::Quorum), Some(_)) => {
-                return Err(bad(
-                    "quorum queues have no priorities; use type = \"classic\"",
-                ));
-            }
-            (Some(kind), _) => kind,
-            (None, Some(_)) => QueueKind::Classic,
-            (None, None) => QueueKind::Quorum,
-        };
-        let message_ttl = match &queue.message_ttl {
-            None => Some(defaults.message_ttl),
-            Some(TimeText::Text(text)) if text == "none" => None,
-            Some(text) => {
-                let ttl = text.read();
-                Some(ttl.map_err(|problem| bad(&format!("message_ttl: {problem}")))?)
-            }
-        };
-        let max_length = Some(queue.max_length.unwrap_or(DEFAULT_MAX_LENGTH)).filter(|n| *n > 0);
-        let delivery_limit = match (queue.delivery_limit, kind) {
-            (Some(_), QueueKind::Classic) => {
-                return Err(bad(
-                    "classic queues count no deliveries: delivery_limit is for quorum queues",
-                ));
-            }
-            (Some(limit), QueueKind::Quorum) => Some(limit).filter(|limit| *limit > 0),
-            // Without a dead-letter queue, what is beyond the limit would be lost.
-            (None, QueueKind::Quorum) => queue.dead_letter.then_some(DEFAULT_DELIVERY_LIMIT),
-            (None, QueueKind::Classic) => None,
-        };
-        let dead_letter = queue.dead_letter.then(|| DeadLetter {
-            exchange: DEAD_LETTER_EXCHANGE.to_owned(),
-            routing_key: queue.name.clone(),
-        });
-        if queue.dead_letter {
-            let target = dead_letter_queue(&queue.name);
-            check(Entity::Queue, &target, names::queue)?;
-            self.bindings.push(Binding {
-                exchange: DEAD_LETTER_EXCHANGE.to_owned(),
-                queue: target.clone(),
-                routing_key: queue.name.clone(),
-                arguments: BTreeMap::new(),
-            });
-            self.queues
-                .push(Queue::dead_letters(&target, defaults.dead_letter_ttl));
-        }
-        self.queues.push(Queue {
-            name: queue.name,
-            kind,
-            message_ttl,
-            max_length,
-            max_priority: queue.max_priority,
-            delivery_limit,
-            dead_letter,
-        });
-        Ok(())
-    }
+fn own_values(arguments: BTreeMap<String, Argument>) -> Table {
+    let values = arguments.into_iter();
+    values.map(|(name, value)| (name, value.into())).collect()
 }
 
 fn check(
@@ -403,7 +322,7 @@ mod tests {
 
     #[test]
     fn the_shipped_example_has_the_eleven_pairs_and_their_dead_letter_queues() {
-        let example = include_str!("../../examples/topology.toml");
+        let example = include_str!("../../../examples/topology.toml");
         let parsed = Topology::parse(example, &DEFAULTS).expect("the example is valid");
         let topology = parsed.topology;
         for service in [

@@ -8,8 +8,9 @@ mod scheduler;
 mod sender;
 mod watch;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use chrono::TimeDelta;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -18,7 +19,7 @@ pub use self::watch::Watch;
 use self::{acks::Acks, collector::Collectors, sender::Sender};
 use super::{
     message_log::{self, MessageLog},
-    page::{self, BadToken},
+    page::{self, BadToken, Listed},
     validate::{self, Invalid},
 };
 use crate::{
@@ -83,11 +84,13 @@ pub struct Full {
     pub attempts: Vec<Attempt>,
 }
 
-/// A part of a list, and the token for the next part; empty at the end.
-#[derive(Clone, Debug)]
-pub struct Listed<T> {
-    pub rows: Vec<T>,
-    pub next: String,
+/// What failed lately.
+#[derive(Clone, Copy, Debug)]
+pub struct Recent {
+    /// Messages that failed for the first time.
+    pub last_minute: u64,
+    /// Of the oldest one that is not resolved; `None`: there is none.
+    pub oldest_age: Option<Duration>,
 }
 
 /// An edited copy that is confirmed.
@@ -374,6 +377,20 @@ impl FailedMessages {
     /// How many there are.
     pub async fn stats(&self, queue: Option<&str>) -> Result<Stats, Error> {
         Ok(self.store.stats(queue).await?)
+    }
+
+    /// What failed lately, and how long the oldest has waited; by the database's clock.
+    pub async fn recent(&self) -> Result<Recent, Error> {
+        let now = self.store.now().await?;
+        let filter = Filter {
+            failed_after: Some(now - TimeDelta::minutes(1)),
+            ..Filter::default()
+        };
+        let oldest = self.store.stats(None).await?.oldest;
+        Ok(Recent {
+            last_minute: self.store.count(&filter).await?,
+            oldest_age: oldest.map(|at| (now - at).to_std().unwrap_or_default()),
+        })
     }
 
     /// How many a bulk retry would retry.

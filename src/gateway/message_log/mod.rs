@@ -15,8 +15,7 @@ use self::buffer::Buffer;
 pub use self::buffer::Room;
 use super::{
     dead_letter,
-    failed::Listed,
-    page::{self, BadToken},
+    page::{self, BadToken, Listed},
 };
 use crate::{
     broker::{Fate, InDoubt, NotSent, Publish, Witness},

@@ -164,7 +164,7 @@ impl Fixture {
     ) -> Binding {
         let arguments = arguments
             .iter()
-            .map(|(k, v)| (k.to_string(), v.to_string()));
+            .map(|(k, v)| (k.to_string(), Value::text(*v)));
         Binding {
             exchange: self.name(exchange),
             queue: self.name(queue),

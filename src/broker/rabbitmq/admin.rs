@@ -1,0 +1,242 @@
+//! Administration: over AMQP, each question on a channel that may be lost, and by the management API where AMQP does not tell.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lapin::{
+    Channel, Connection, ExchangeKind,
+    options::{
+        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+        QueuePurgeOptions,
+    },
+    types::FieldTable,
+};
+use tokio::time::{Instant, timeout};
+
+use super::{LINK_PATIENCE, RabbitMq, convert, error, fetch::Fetching, management::Management};
+use crate::broker::{
+    Entity, Error,
+    admin::{
+        Admin, BindingInfo, BrokerStatus, ExchangeInfo, Fetch, Management as State, OnlyIf,
+        QueueInfo,
+    },
+    topology::{Binding, QueueKind},
+};
+
+/// For one question over AMQP.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the broker tells of a queue over AMQP.
+struct Counts {
+    ready: u32,
+    consumers: u32,
+}
+
+impl RabbitMq {
+    fn management(&self) -> Result<&Management, Error> {
+        self.management.as_ref().ok_or(Error::ManagementOff)
+    }
+
+    /// Does one thing on a channel of its own.
+    async fn on_channel<T>(
+        &self,
+        work: impl AsyncFnOnce(&Channel) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
+        let asking = async {
+            let channel = open(&up.connection).await?;
+            let done = work(&channel).await?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(done)
+        };
+        let asking = self.admin.while_up(&up, asking);
+        timeout(TIMEOUT, asking)
+            .await
+            .unwrap_or(Err(Error::TimedOut))
+    }
+
+    async fn counts(&self, name: &str) -> Result<Counts, Error> {
+        self.on_channel(async |channel| {
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let declared = channel.queue_declare(name.into(), passive, FieldTable::default());
+            let queue = declared
+                .await
+                .map_err(|cause| error::classify(&cause, Entity::Queue, name))?;
+            Ok(Counts {
+                ready: queue.message_count(),
+                consumers: queue.consumer_count(),
+            })
+        })
+        .await
+    }
+}
+
+async fn open(connection: &Connection) -> Result<Channel, Error> {
+    error::open(connection.create_channel().await)
+}
+
+#[async_trait]
+impl Admin for RabbitMq {
+    async fn queues(&self) -> Result<Vec<QueueInfo>, Error> {
+        self.management()?.queues().await
+    }
+
+    async fn queue(&self, name: &str) -> Result<QueueInfo, Error> {
+        let more = async { self.management()?.queue(name).await };
+        let (counts, more) = tokio::join!(self.counts(name), more);
+        let counts = counts?;
+        let more = more.ok().flatten().unwrap_or_default();
+        Ok(QueueInfo {
+            name: name.to_owned(),
+            ready: Some(counts.ready.into()),
+            consumers: Some(counts.consumers.into()),
+            ..more
+        })
+    }
+
+    async fn exchanges(&self) -> Result<Vec<ExchangeInfo>, Error> {
+        self.management()?.exchanges().await
+    }
+
+    async fn exchange(&self, name: &str) -> Result<ExchangeInfo, Error> {
+        let exists = self.on_channel(async |channel| {
+            let passive = ExchangeDeclareOptions {
+                passive: true,
+                ..ExchangeDeclareOptions::default()
+            };
+            // The kind is ignored by a passive declare.
+            let declared = channel.exchange_declare(
+                name.into(),
+                ExchangeKind::Direct,
+                passive,
+                FieldTable::default(),
+            );
+            declared
+                .await
+                .map_err(|cause| error::classify(&cause, Entity::Exchange, name))
+        });
+        let more = async { self.management()?.exchange(name).await };
+        let (exists, more) = tokio::join!(exists, more);
+        exists?;
+        Ok(more.ok().flatten().unwrap_or_else(|| ExchangeInfo {
+            name: name.to_owned(),
+            kind: None,
+            durable: None,
+            internal: None,
+            arguments: None,
+        }))
+    }
+
+    async fn bindings(&self) -> Result<Vec<BindingInfo>, Error> {
+        self.management()?.bindings().await
+    }
+
+    async fn status(&self) -> BrokerStatus {
+        let mut status = BrokerStatus {
+            product: "RabbitMQ",
+            version: None,
+            cluster: None,
+            virtual_host: self.virtual_host.clone(),
+            nodes: Vec::new(),
+            connections: None,
+            management: State::Off,
+        };
+        let Ok(management) = self.management() else {
+            return status;
+        };
+        let (overview, nodes) = tokio::join!(management.overview(), management.nodes());
+        status.management = match overview {
+            Ok(overview) => {
+                status.connections = overview.connections();
+                status.version = overview.rabbitmq_version;
+                status.cluster = overview.cluster_name;
+                State::Up
+            }
+            Err(Error::ManagementDown(reason)) => State::Down(reason),
+            Err(_) => management.state(),
+        };
+        status.nodes = nodes.unwrap_or_default();
+        status
+    }
+
+    async fn delete_queue(&self, name: &str, only: OnlyIf) -> Result<u64, Error> {
+        // Quorum queues know no conditions: with one, the broker would close the whole connection (540, NOT_IMPLEMENTED:
+        // `delete/4` in <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_quorum_queue.erl>).
+        let mut options = QueueDeleteOptions::default();
+        if only.unused || only.empty {
+            let queue = self.queue(name).await?;
+            let name = || name.to_owned();
+            if only.unused && queue.consumers.is_some_and(|n| n > 0) {
+                let what = Entity::Queue;
+                return Err(Error::InUse { what, name: name() });
+            }
+            if only.empty && queue.ready.is_some_and(|n| n > 0) {
+                return Err(Error::NotEmpty { name: name() });
+            }
+            if queue.kind.as_deref() == Some(&QueueKind::Classic.to_string()) {
+                (options.if_unused, options.if_empty) = (only.unused, only.empty);
+            }
+        } else {
+            // Deleting what does not exist is no error in AMQP.
+            self.counts(name).await?;
+        }
+        let deleted = self.on_channel(async |channel| {
+            let deleted = channel.queue_delete(name.into(), options).await;
+            deleted.map_err(|cause| error::classify(&cause, Entity::Queue, name))
+        });
+        match deleted.await {
+            // What was looked at before has changed since.
+            Err(Error::Differs { what, name, .. }) => Err(Error::InUse { what, name }),
+            deleted => Ok(deleted?.into()),
+        }
+    }
+
+    async fn purge_queue(&self, name: &str) -> Result<u64, Error> {
+        let purged = self.on_channel(async |channel| {
+            let purged = channel.queue_purge(name.into(), QueuePurgeOptions::default());
+            let purged = purged.await;
+            purged.map_err(|cause| error::classify(&cause, Entity::Queue, name))
+        });
+        Ok(purged.await?.into())
+    }
+
+    async fn delete_exchange(&self, name: &str, if_unused: bool) -> Result<(), Error> {
+        self.exchange(name).await?;
+        let deleted = self.on_channel(async |channel| {
+            let options = ExchangeDeleteOptions {
+                if_unused,
+                ..ExchangeDeleteOptions::default()
+            };
+            let deleted = channel.exchange_delete(name.into(), options).await;
+            deleted.map_err(|cause| error::classify(&cause, Entity::Exchange, name))
+        });
+        let deleted = deleted.await;
+        self.exchanges.forget();
+        match deleted {
+            Err(Error::Differs { what, name, .. }) => Err(Error::InUse { what, name }),
+            deleted => deleted,
+        }
+    }
+
+    async fn unbind(&self, binding: &Binding) -> Result<(), Error> {
+        self.on_channel(async |channel| {
+            let unbound = channel.queue_unbind(
+                binding.queue.as_str().into(),
+                binding.exchange.as_str().into(),
+                binding.routing_key.as_str().into(),
+                convert::table(&binding.arguments),
+            );
+            let unbound = unbound.await;
+            unbound.map_err(|cause| error::classify(&cause, Entity::Binding, &binding.to_string()))
+        })
+        .await
+    }
+
+    async fn fetch(&self, queue: &str) -> Result<Box<dyn Fetch>, Error> {
+        let fetching = Fetching::begin(&self.pool, queue, Instant::now() + TIMEOUT);
+        Ok(Box::new(fetching.await?))
+    }
+}

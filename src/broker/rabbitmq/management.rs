@@ -1,0 +1,473 @@
+//! RabbitMQ's management API (HTTP): lists, rates and alarms, which AMQP does not tell.
+//! <https://www.rabbitmq.com/docs/http-api-reference>
+//!
+//! Fields come and go from version to version (3.10 to 4.x are read), so each may be absent. The figures are up to
+//! `collect_statistics_interval` (5 s) old.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Certificate, Client, StatusCode, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    broker::{
+        Error,
+        admin::{
+            BindingInfo, Destination, ExchangeInfo, Flow, Management as State, Node, QueueInfo,
+            Source,
+        },
+        topology::{QueueKind, argument},
+    },
+    message::{Table, Value},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an API that does not answer is left alone: nobody waits for it again and again.
+const LEAVE_ALONE: Duration = Duration::from_secs(3);
+/// What of a queue is asked for; the rest of what RabbitMQ tells is larger than this by far.
+const QUEUE_COLUMNS: &str = "name,type,durable,arguments,effective_policy_definition,messages_ready,\
+    messages_unacknowledged,message_bytes_ready,consumers,message_stats";
+const NODE_COLUMNS: &str =
+    "name,running,mem_used,mem_limit,mem_alarm,disk_free,disk_free_limit,disk_free_alarm";
+
+/// Where the management API is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub url: Url,
+    pub user: String,
+    pub password: SecretString,
+    pub virtual_host: String,
+    /// Certificates (PEM) to trust besides the public ones.
+    pub ca_pem: Option<String>,
+}
+
+/// A client of it.
+pub(super) struct Management {
+    client: Client,
+    options: Options,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+struct Trouble {
+    since: Instant,
+    reason: String,
+}
+
+impl Management {
+    /// The error is for people.
+    pub(super) fn new(options: Options) -> Result<Self, String> {
+        let mut client = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(TIMEOUT)
+            // It is a neighbour: a proxy for the world outside has no business here.
+            .no_proxy();
+        if let Some(pem) = &options.ca_pem {
+            let certificates = Certificate::from_pem_bundle(pem.as_bytes());
+            for certificate in certificates.map_err(|error| error.to_string())? {
+                client = client.add_root_certificate(certificate);
+            }
+        }
+        Ok(Self {
+            client: client.build().map_err(|error| error.to_string())?,
+            options,
+            trouble: Mutex::new(None),
+        })
+    }
+
+    pub(super) async fn queues(&self) -> Result<Vec<QueueInfo>, Error> {
+        let path = format!("queues/{}?columns={QUEUE_COLUMNS}", self.virtual_host());
+        let queues: Vec<Queue> = self.list(&path).await?;
+        Ok(queues.into_iter().map(QueueInfo::from).collect())
+    }
+
+    /// `None`: it knows of no such queue (yet).
+    pub(super) async fn queue(&self, name: &str) -> Result<Option<QueueInfo>, Error> {
+        let (host, name) = (self.virtual_host(), escape(name));
+        let path = format!("queues/{host}/{name}?columns={QUEUE_COLUMNS}");
+        let queue: Option<Queue> = self.get(&path).await?;
+        Ok(queue.map(QueueInfo::from))
+    }
+
+    pub(super) async fn exchanges(&self) -> Result<Vec<ExchangeInfo>, Error> {
+        let columns = "name,type,durable,internal,arguments";
+        let path = format!("exchanges/{}?columns={columns}", self.virtual_host());
+        let exchanges: Vec<Exchange> = self.list(&path).await?;
+        Ok(exchanges.into_iter().map(ExchangeInfo::from).collect())
+    }
+
+    /// `None`: it knows of no such exchange (yet).
+    pub(super) async fn exchange(&self, name: &str) -> Result<Option<ExchangeInfo>, Error> {
+        let (host, name) = (self.virtual_host(), escape(name));
+        let exchange: Option<Exchange> = self.get(&format!("exchanges/{host}/{name}")).await?;
+        Ok(exchange.map(ExchangeInfo::from))
+    }
+
+    pub(super) async fn bindings(&self) -> Result<Vec<BindingInfo>, Error> {
+        let path = format!("bindings/{}", self.virtual_host());
+        let bindings: Vec<Binding> = self.list(&path).await?;
+        let named = bindings.into_iter().filter(|one| !one.source.is_empty());
+        Ok(named.map(BindingInfo::from).collect())
+    }
+
+    pub(super) async fn overview(&self) -> Result<Overview, Error> {
+        Ok(self.get("overview").await?.unwrap_or_default())
+    }
+
+    /// Users without the tag `monitoring` may not ask.
+    pub(super) async fn nodes(&self) -> Result<Vec<Node>, Error> {
+        let nodes: Vec<NodeStatus> = self.list(&format!("nodes?columns={NODE_COLUMNS}")).await?;
+        Ok(nodes.into_iter().map(Node::from).collect())
+    }
+
+    /// How it answered last.
+    pub(super) fn state(&self) -> State {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*trouble {
+            None => State::Up,
+            Some(trouble) => State::Down(trouble.reason.clone()),
+        }
+    }
+
+    fn virtual_host(&self) -> String {
+        escape(&self.options.virtual_host)
+    }
+
+    async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
+        match self.get(path).await? {
+            Some(list) => Ok(list),
+            None => Err(Error::ManagementDown(format!(
+                "it knows no virtual host {:?}",
+                self.options.virtual_host
+            ))),
+        }
+    }
+
+    /// `None`: there is no such thing.
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Error> {
+        self.spared()?;
+        match self.ask(path).await {
+            Ok(answer) => {
+                self.note(None);
+                Ok(answer)
+            }
+            Err(Refused::Forbidden(reason)) => Err(Error::ManagementDown(reason)),
+            Err(Refused::Down(reason)) => {
+                self.note(Some(Trouble {
+                    since: Instant::now(),
+                    reason: reason.clone(),
+                }));
+                Err(Error::ManagementDown(reason))
+            }
+        }
+    }
+
+    /// An error while it is left alone.
+    fn spared(&self) -> Result<(), Error> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*trouble {
+            Some(trouble) if trouble.since.elapsed() < LEAVE_ALONE => {
+                Err(Error::ManagementDown(trouble.reason.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note(&self, now: Option<Trouble>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*trouble, &now) {
+            (None, Some(Trouble { reason, .. })) => {
+                tracing::warn!(
+                    reason,
+                    "RabbitMQ's management API does not answer; lists and rates are missing"
+                );
+            }
+            (Some(_), None) => tracing::info!("RabbitMQ's management API answers again"),
+            _ => {}
+        }
+        *trouble = now;
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Refused> {
+        let Options {
+            url,
+            user,
+            password,
+            ..
+        } = &self.options;
+        let target = format!("{}/api/{path}", url.as_str().trim_end_matches('/'));
+        let request = self.client.get(target);
+        let request = request.basic_auth(user, Some(password.expose_secret()));
+        let down = |error: reqwest::Error| Refused::Down(format!("{url}: {}", root(&error)));
+        let answer = request.send().await.map_err(down)?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Refused::Forbidden(format!(
+                "it refuses user {user:?}: give the user the tag \"monitoring\" (rabbitmqctl set_user_tags)"
+            ))),
+            status if status.is_success() => Ok(Some(answer.json().await.map_err(down)?)),
+            status => Err(Refused::Down(format!("{url} answers {status}"))),
+        }
+    }
+}
+
+enum Refused {
+    /// It answers, and does not allow this.
+    Forbidden(String),
+    Down(String),
+}
+
+/// What is at the bottom of an error; what is above it names the URL again.
+fn root(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    cause.to_string()
+}
+
+fn escape(name: &str) -> String {
+    utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Queue {
+    name: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    durable: Option<bool>,
+    arguments: serde_json::Value,
+    effective_policy_definition: serde_json::Value,
+    messages_ready: Option<u64>,
+    messages_unacknowledged: Option<u64>,
+    message_bytes_ready: Option<u64>,
+    consumers: Option<u64>,
+    message_stats: serde_json::Value,
+}
+
+impl From<Queue> for QueueInfo {
+    fn from(queue: Queue) -> Self {
+        let arguments = table(&queue.arguments);
+        let flow = |name: &str| {
+            let rate = &queue.message_stats[format!("{name}_details")]["rate"];
+            Flow {
+                total: queue.message_stats[name].as_u64(),
+                // RabbitMQ has been seen to answer tiny negative rates after a restart of its statistics.
+                per_second: rate.as_f64().map(|rate| rate.max(0.0)),
+            }
+        };
+        let policy = &queue.effective_policy_definition;
+        // Of an argument and a policy, the smaller one holds (https://www.rabbitmq.com/docs/parameters#policies).
+        let smallest = |name: &str| {
+            let argument = arguments.get(name).and_then(Value::as_integer);
+            let argument = argument.and_then(|n| u64::try_from(n).ok());
+            let policy = policy[name.trim_start_matches("x-")].as_u64();
+            argument.into_iter().chain(policy).min()
+        };
+        let ratio = |held: Option<u64>, most: Option<u64>| match (held, most) {
+            #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+            (Some(held), Some(most)) if most > 0 => Some(held as f64 / most as f64),
+            _ => None,
+        };
+        let ratios = [
+            ratio(queue.messages_ready, smallest(argument::MAX_LENGTH)),
+            ratio(
+                queue.message_bytes_ready,
+                smallest(argument::MAX_LENGTH_BYTES),
+            ),
+        ];
+        let delivery_limit = smallest(argument::DELIVERY_LIMIT);
+        Self {
+            kind: queue.kind.or_else(|| Some(QueueKind::Classic.to_string())),
+            durable: queue.durable,
+            ready: queue.messages_ready,
+            unacked: queue.messages_unacknowledged,
+            consumers: queue.consumers,
+            publish: flow("publish"),
+            deliver: flow("deliver_get"),
+            ack: flow("ack"),
+            capacity_ratio: ratios.into_iter().flatten().reduce(f64::max),
+            delivery_limit: delivery_limit.and_then(|limit| u32::try_from(limit).ok()),
+            source: Source::Management,
+            arguments: Some(arguments),
+            name: queue.name,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Exchange {
+    name: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    durable: Option<bool>,
+    internal: Option<bool>,
+    #[serde(default)]
+    arguments: serde_json::Value,
+}
+
+impl From<Exchange> for ExchangeInfo {
+    fn from(exchange: Exchange) -> Self {
+        Self {
+            arguments: Some(table(&exchange.arguments)),
+            name: exchange.name,
+            kind: exchange.kind,
+            durable: exchange.durable,
+            internal: exchange.internal,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Binding {
+    source: String,
+    destination: String,
+    destination_type: String,
+    #[serde(default)]
+    routing_key: String,
+    #[serde(default)]
+    arguments: serde_json::Value,
+}
+
+impl From<Binding> for BindingInfo {
+    fn from(binding: Binding) -> Self {
+        Self {
+            exchange: binding.source,
+            destination: match binding.destination_type.as_str() {
+                "exchange" => Destination::Exchange(binding.destination),
+                _ => Destination::Queue(binding.destination),
+            },
+            routing_key: binding.routing_key,
+            arguments: table(&binding.arguments),
+        }
+    }
+}
+
+/// The cluster as a whole.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Overview {
+    pub(super) rabbitmq_version: Option<String>,
+    pub(super) cluster_name: Option<String>,
+    object_totals: serde_json::Value,
+}
+
+impl Overview {
+    pub(super) fn connections(&self) -> Option<u64> {
+        self.object_totals["connections"].as_u64()
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NodeStatus {
+    name: String,
+    running: bool,
+    mem_used: Option<u64>,
+    mem_limit: Option<u64>,
+    mem_alarm: bool,
+    // "disk_free_monitoring_disabled", where it is.
+    disk_free: serde_json::Value,
+    disk_free_limit: serde_json::Value,
+    disk_free_alarm: bool,
+}
+
+impl From<NodeStatus> for Node {
+    fn from(node: NodeStatus) -> Self {
+        Self {
+            name: node.name,
+            running: node.running,
+            memory_used: node.mem_used,
+            memory_limit: node.mem_limit,
+            memory_alarm: node.mem_alarm,
+            disk_free: node.disk_free.as_u64(),
+            disk_free_limit: node.disk_free_limit.as_u64(),
+            disk_alarm: node.disk_free_alarm,
+        }
+    }
+}
+
+/// Arguments; what is no object (RabbitMQ writes an empty one as a list) is none.
+fn table(json: &serde_json::Value) -> Table {
+    let entries = json.as_object().into_iter().flatten();
+    entries
+        .map(|(name, json)| (name.clone(), value(json)))
+        .collect()
+}
+
+fn value(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::Void,
+        Json::Bool(value) => Value::Bool(*value),
+        Json::Number(number) => match number.as_i64() {
+            Some(integer) => Value::I64(integer),
+            None => Value::F64(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::text(text.clone()),
+        Json::Array(values) => Value::Array(values.iter().map(value).collect()),
+        Json::Object(_) => Value::Table(table(json)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(json: serde_json::Value) -> QueueInfo {
+        let queue: Queue = serde_json::from_value(json).expect("tolerated");
+        queue.into()
+    }
+
+    #[test]
+    fn what_a_version_does_not_tell_is_not_known() {
+        let bare = queue(serde_json::json!({"name": "q"}));
+        assert_eq!(bare.ready, None);
+        assert_eq!(bare.publish, Flow::default());
+        assert_eq!(bare.capacity_ratio, None);
+    }
+
+    #[test]
+    fn the_smaller_of_argument_and_policy_is_the_capacity() {
+        let full = queue(serde_json::json!({
+            "name": "q",
+            "messages_ready": 50,
+            "arguments": {"x-max-length": 500},
+            "effective_policy_definition": {"max-length": 100},
+        }));
+        assert_eq!(full.capacity_ratio, Some(0.5));
+        // 3.10 writes an empty policy as a list.
+        let without = queue(serde_json::json!({
+            "name": "q", "messages_ready": 50, "arguments": {}, "effective_policy_definition": [],
+        }));
+        assert_eq!(without.capacity_ratio, None);
+    }
+
+    #[test]
+    fn rates_are_those_of_the_api() {
+        let busy = queue(serde_json::json!({
+            "name": "q",
+            "message_stats": {
+                "publish": 10, "publish_details": {"rate": 2.5},
+                "deliver_get": 7, "deliver_get_details": {"rate": -0.1},
+                "ack": 3,
+            },
+        }));
+        let flow = |total, per_second| Flow {
+            total: Some(total),
+            per_second,
+        };
+        assert_eq!(busy.publish, flow(10, Some(2.5)));
+        assert_eq!(busy.deliver, flow(7, Some(0.0)));
+        assert_eq!(busy.ack, flow(3, None));
+    }
+}

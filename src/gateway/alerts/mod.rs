@@ -1,0 +1,182 @@
+//! Alerts: what is wrong with queues, links and the database, as this gateway sees it.
+//!
+//! Every few seconds the gateway looks around ([`observe`]); [`rules`] say what is wrong with what it sees; the [`book`] raises what
+//! stays wrong and clears what stays right. To add an alert: a [`Kind`], its rule, and its section in `docs/runbook.md`.
+
+mod book;
+mod observe;
+mod rules;
+mod webhook;
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::SecretString;
+use tokio::{
+    sync::{broadcast, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::observe::{Eyes, Observation};
+use self::{book::Book, webhook::Webhook};
+use crate::failure::Time;
+
+/// Changes that a slow watcher may be behind.
+const CHANGES: usize = 1_024;
+
+/// What can be wrong.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display, strum::EnumIter,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum Kind {
+    LinkDown,
+    BrokerAlarm,
+    DatabaseDown,
+    NoConsumer,
+    QueueDepth,
+    ConsumerLag,
+    FailedSpike,
+    OldestFailed,
+}
+
+impl Kind {
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::LinkDown | Self::BrokerAlarm | Self::DatabaseDown | Self::NoConsumer => {
+                Severity::Critical
+            }
+            Self::QueueDepth | Self::ConsumerLag | Self::FailedSpike | Self::OldestFailed => {
+                Severity::Warning
+            }
+        }
+    }
+
+    /// Where to read what to do.
+    pub fn runbook(self) -> String {
+        format!("docs/runbook.md#{}", self.to_string().replace('_', "-"))
+    }
+}
+
+/// How bad something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum Severity {
+    Critical,
+    Warning,
+}
+
+/// Something is wrong, or was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alert {
+    pub kind: Kind,
+    /// A queue, a link or a node; empty: the gateway as a whole.
+    pub subject: String,
+    /// With figures, for people.
+    pub summary: String,
+    pub raised_at: Time,
+    /// `None`: it stands.
+    pub cleared_at: Option<Time>,
+}
+
+/// When something counts as wrong.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How often the gateway looks.
+    pub every: Duration,
+    /// How long something must be wrong, or right again, before that is said.
+    pub hold: Duration,
+    /// Ready messages over capacity.
+    pub queue_depth: f64,
+    pub consumer_lag: Duration,
+    /// Messages that fail for the first time within a minute; 0: any number.
+    pub failed_spike: u64,
+    pub oldest_failed: Duration,
+    /// Queues that nobody is told about; a `*` at either end stands for anything.
+    pub ignored_queues: Vec<String>,
+    /// Gets each alert that is raised or cleared, as JSON.
+    pub webhook: Option<SecretString>,
+}
+
+/// What is wrong now, and whatever changes.
+#[derive(Clone)]
+pub struct Alerts {
+    standing: watch::Receiver<Arc<Vec<Alert>>>,
+    changes: broadcast::Sender<Alert>,
+}
+
+impl Alerts {
+    /// Starts looking.
+    pub fn start(
+        eyes: Eyes,
+        options: Options,
+        service: &str,
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (told, standing) = watch::channel(Arc::default());
+        let (changes, _) = broadcast::channel(CHANGES);
+        let webhook = options.webhook.clone();
+        if let Some(url) = webhook {
+            let webhook = Webhook::new(url, service);
+            tasks.spawn(webhook.follow(changes.subscribe(), stop.clone()));
+        }
+        let looking = look(eyes, options, told, changes.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(looking).await });
+        Self { standing, changes }
+    }
+
+    /// What stands, the most severe first, then the oldest.
+    pub fn list(&self) -> Arc<Vec<Alert>> {
+        self.standing.borrow().clone()
+    }
+
+    /// What stands now, and each change from then on.
+    pub fn watch(&self) -> (Arc<Vec<Alert>>, broadcast::Receiver<Alert>) {
+        // Changes are sent before they stand: one that is in both is told twice, none is missed.
+        let changes = self.changes.subscribe();
+        (self.list(), changes)
+    }
+}
+
+async fn look(
+    eyes: Eyes,
+    options: Options,
+    told: watch::Sender<Arc<Vec<Alert>>>,
+    changes: broadcast::Sender<Alert>,
+) {
+    let mut book = Book::new(options.hold);
+    let mut ticks = interval(options.every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let begun = Instant::now();
+        let seen = eyes.look().await;
+        let findings = rules::findings(&seen, &options);
+        for alert in book.note(findings, Instant::now(), seen.now) {
+            say(&alert);
+            // Nobody may be watching.
+            let _ = changes.send(alert);
+        }
+        told.send_replace(Arc::new(book.standing()));
+        // A broker with so many queues that looking at them takes long is not to do only that.
+        let took = begun.elapsed();
+        if took > options.every / 2 {
+            tokio::time::sleep(took * 4).await;
+        }
+    }
+}
+
+fn say(alert: &Alert) {
+    let Alert {
+        kind,
+        subject,
+        summary,
+        ..
+    } = alert;
+    let (severity, runbook) = (kind.severity(), kind.runbook());
+    match alert.cleared_at {
+        None => tracing::warn!(%kind, subject, summary, %severity, runbook, "alert raised"),
+        Some(_) => tracing::info!(%kind, subject, "alert cleared"),
+    }
+}

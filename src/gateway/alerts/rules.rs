@@ -1,0 +1,202 @@
+//! What is wrong with what was seen. Pure: what is raised, and when, is the book's.
+
+use std::time::Duration;
+
+use super::{Kind, Observation, Options, book::State};
+use crate::{
+    broker::{
+        LinkState,
+        admin::{Node, QueueInfo},
+    },
+    gateway::queue_admin::time_to_drain,
+};
+
+/// How one thing is.
+#[derive(Debug)]
+pub struct Finding {
+    pub kind: Kind,
+    /// `None`: only says that things of this kind were looked at.
+    pub subject: Option<String>,
+    pub state: State,
+    /// With figures, for people.
+    pub summary: String,
+    /// In place of the usual one.
+    pub hold: Option<Duration>,
+}
+
+impl Finding {
+    pub fn of(kind: Kind, subject: &str, state: State, summary: impl Into<String>) -> Self {
+        Self {
+            kind,
+            subject: Some(subject.to_owned()),
+            state,
+            summary: summary.into(),
+            hold: None,
+        }
+    }
+
+    pub fn looked(kind: Kind) -> Self {
+        Self {
+            subject: None,
+            ..Self::of(kind, "", State::Between, "")
+        }
+    }
+}
+
+/// Wrong above `raise`, right below `clear`.
+fn level(value: f64, raise: f64, clear: f64) -> State {
+    if value > raise {
+        State::Wrong
+    } else if value < clear {
+        State::Right
+    } else {
+        State::Between
+    }
+}
+
+fn yes(wrong: bool) -> State {
+    if wrong { State::Wrong } else { State::Right }
+}
+
+/// Everything that was looked at.
+pub fn findings(seen: &Observation, options: &Options) -> Vec<Finding> {
+    let mut found = Vec::new();
+    links(seen, &mut found);
+    if let Some(queues) = &seen.queues {
+        let queue_kinds = [Kind::QueueDepth, Kind::NoConsumer, Kind::ConsumerLag];
+        found.extend(queue_kinds.map(Finding::looked));
+        for queue in queues.iter().filter(|queue| !ignored(&queue.name, options)) {
+            depth(queue, options, &mut found);
+            consumers(queue, options, &mut found);
+        }
+    }
+    database(seen, options, &mut found);
+    found
+}
+
+fn links(seen: &Observation, found: &mut Vec<Finding>) {
+    let links = [
+        ("publish", seen.links.publish),
+        ("consume", seen.links.consume),
+    ];
+    for (name, state) in links {
+        let down = yes(state == LinkState::Down);
+        let summary = format!("the {name} link to the broker is down; it is tried on");
+        found.push(Finding::of(Kind::LinkDown, name, down, summary));
+    }
+    let blocked = seen.links.publish == LinkState::Blocked;
+    let summary = "the broker takes no messages from this gateway (memory or disk alarm)";
+    found.push(Finding::of(
+        Kind::BrokerAlarm,
+        "publish",
+        yes(blocked),
+        summary,
+    ));
+    for node in &seen.nodes {
+        let name = &node.name;
+        let alarms = alarms(node);
+        let summary = format!("{name} takes no messages: {}", alarms.join(", "));
+        found.push(Finding::of(
+            Kind::BrokerAlarm,
+            name,
+            yes(!alarms.is_empty()),
+            summary,
+        ));
+    }
+}
+
+fn alarms(node: &Node) -> Vec<&'static str> {
+    let alarms = [
+        (node.memory_alarm, "memory alarm"),
+        (node.disk_alarm, "disk alarm"),
+    ];
+    let raised = alarms.into_iter().filter(|(raised, _)| *raised);
+    raised.map(|(_, name)| name).collect()
+}
+
+fn depth(queue: &QueueInfo, options: &Options, found: &mut Vec<Finding>) {
+    let (Some(ratio), Some(ready)) = (queue.capacity_ratio, queue.ready) else {
+        return;
+    };
+    // Down to an eighth below the threshold, so that a queue at the threshold does not flap.
+    let state = level(ratio, options.queue_depth, options.queue_depth * 0.875);
+    let summary = format!(
+        "{:.0} % of its capacity is used ({ready} messages); a full queue refuses publishes",
+        ratio * 100.0
+    );
+    found.push(Finding::of(Kind::QueueDepth, &queue.name, state, summary));
+}
+
+fn consumers(queue: &QueueInfo, options: &Options, found: &mut Vec<Finding>) {
+    let (Some(ready), Some(consumers)) = (queue.ready, queue.consumers) else {
+        return;
+    };
+    let abandoned = ready > 0 && consumers == 0;
+    let summary = format!("{ready} messages wait and nobody consumes");
+    found.push(Finding::of(
+        Kind::NoConsumer,
+        &queue.name,
+        yes(abandoned),
+        summary,
+    ));
+
+    let mut lag = match time_to_drain(queue) {
+        Some(lag) => {
+            let longest = options.consumer_lag.as_secs_f64();
+            let state = level(lag.as_secs_f64(), longest, longest / 2.0);
+            let lag = humantime::format_duration(Duration::from_secs(lag.as_secs()));
+            let summary = format!("a message that arrives now waits {lag} ({ready} before it)");
+            Finding::of(Kind::ConsumerLag, &queue.name, state, summary)
+        }
+        // Nobody acks anything: that is a lag of as long as it lasts.
+        None if queue.ack.per_second.is_some() => {
+            let stuck = yes(ready > 0 && consumers > 0);
+            let summary =
+                format!("{ready} messages wait, and its {consumers} consumers ack nothing");
+            let mut finding = Finding::of(Kind::ConsumerLag, &queue.name, stuck, summary);
+            finding.hold = (stuck == State::Wrong).then_some(options.consumer_lag);
+            finding
+        }
+        None => Finding::of(Kind::ConsumerLag, &queue.name, State::Between, ""),
+    };
+    if abandoned || ready == 0 {
+        // Said already; or nothing waits.
+        lag.state = State::Right;
+    }
+    found.push(lag);
+}
+
+fn database(seen: &Observation, options: &Options, found: &mut Vec<Finding>) {
+    let summary = "the database is away; dead letters wait in their queues, and no retry is sent";
+    let down = yes(!seen.database_up);
+    found.push(Finding::of(Kind::DatabaseDown, "", down, summary));
+    if let (Some(failed), true) = (seen.failed_last_minute, options.failed_spike > 0) {
+        let state = if failed >= options.failed_spike {
+            State::Wrong
+        } else if failed > options.failed_spike / 2 {
+            State::Between
+        } else {
+            State::Right
+        };
+        let summary = format!("{failed} messages failed within the last minute");
+        found.push(Finding::of(Kind::FailedSpike, "", state, summary));
+    }
+    if let Some(age) = seen.oldest_failed {
+        let old = age.is_some_and(|age| age > options.oldest_failed);
+        let age = Duration::from_secs(age.unwrap_or_default().as_secs());
+        let age = humantime::format_duration(age);
+        let summary = format!("the oldest failed message that is not resolved failed {age} ago");
+        found.push(Finding::of(Kind::OldestFailed, "", yes(old), summary));
+    }
+}
+
+fn ignored(queue: &str, options: &Options) -> bool {
+    options.ignored_queues.iter().any(|pattern| {
+        match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+            (Some(middle), Some(_)) => queue.contains(middle.strip_suffix('*').unwrap_or("")),
+            (Some(end), None) => queue.ends_with(end),
+            (None, Some(start)) => queue.starts_with(start),
+            (None, None) => queue == pattern,
+        }
+    })
+}

@@ -1,0 +1,237 @@
+//! What there is, and how it does.
+
+use std::{collections::HashSet, time::Duration};
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{Error, QueueAdmin, note, own_exchange, queue_name};
+use crate::{
+    broker::{
+        self,
+        admin::{BindingInfo, Destination, ExchangeInfo, Management, QueueInfo},
+        topology::dead_letter_queue,
+    },
+    gateway::page::{self, Listed},
+};
+
+/// Questions to the broker at a time, where each queue is asked about by itself.
+const AT_A_TIME: usize = 16;
+
+/// An answer, and why it is not a full one.
+#[derive(Clone, Debug)]
+pub struct Answer<T> {
+    pub found: T,
+    /// There may be more than was found.
+    pub partial: bool,
+    /// For people; empty: it is a full answer.
+    pub note: String,
+}
+
+/// How a queue does.
+#[derive(Clone, Debug)]
+pub struct QueueStats {
+    pub queue: QueueInfo,
+    /// How long a message that arrives now waits until all before it are acked, at the pace of now.
+    pub time_to_drain: Option<Duration>,
+    /// Failed messages that are not resolved.
+    pub failed: Option<u64>,
+    /// Messages in its dead-letter queue.
+    pub dead_letters: Option<u64>,
+}
+
+impl QueueAdmin {
+    /// Queues whose name contains a text, in any case of letters, by name.
+    pub async fn queues(
+        &self,
+        containing: &str,
+        size: u32,
+        token: &str,
+    ) -> Result<Answer<Listed<QueueInfo>>, Error> {
+        let list = page::list("queues", &containing);
+        let all = self.all_queues().await?;
+        let matching = matching(all.found, containing, |queue| &queue.name);
+        let found = page::of(matching, |queue| queue.name.clone(), size, token, &list)?;
+        Ok(Answer {
+            found,
+            partial: all.partial,
+            note: all.note,
+        })
+    }
+
+    /// All queues, as far as anybody can tell.
+    pub async fn all_queues(&self) -> Result<Answer<Vec<QueueInfo>>, Error> {
+        let admin = self.broker.admin();
+        let (mut found, management) = match listed(admin.queues().await)? {
+            Ok(found) => (found, Management::Up),
+            Err(management) => {
+                let known = stream::iter(self.known.queues());
+                let asked = known.map(|name| async move { there(admin.queue(&name).await) });
+                let found = asked.buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>();
+                (found.await?.into_iter().flatten().collect(), management)
+            }
+        };
+        for queue in &mut found {
+            self.rates.complete(queue);
+        }
+        let names: HashSet<&str> = found.iter().map(|queue| queue.name.as_str()).collect();
+        self.rates.keep(|name| names.contains(name));
+        Ok(Answer {
+            found,
+            partial: management != Management::Up,
+            note: note(&management),
+        })
+    }
+
+    /// One queue.
+    pub async fn queue(&self, name: &str) -> Result<Answer<QueueInfo>, Error> {
+        queue_name("name", name)?;
+        let mut queue = self.broker.admin().queue(name).await?;
+        self.rates.complete(&mut queue);
+        let note = match queue.source {
+            broker::admin::Source::Amqp => "only what AMQP tells is known: RabbitMQ's management API is switched off, does not answer, or does not know the queue yet".to_owned(),
+            _ => String::new(),
+        };
+        Ok(Answer {
+            found: queue,
+            partial: false,
+            note,
+        })
+    }
+
+    /// One queue, its consumers' lag, and its failed messages.
+    pub async fn stats(&self, name: &str) -> Result<Answer<QueueStats>, Error> {
+        let queue = self.queue(name).await?;
+        Ok(Answer {
+            found: self.stats_of(queue.found).await,
+            partial: false,
+            note: queue.note,
+        })
+    }
+
+    pub async fn stats_of(&self, queue: QueueInfo) -> QueueStats {
+        let letters = dead_letter_queue(&queue.name);
+        let letters = self.broker.admin().queue(&letters);
+        let failed = self.failed.stats(Some(&queue.name));
+        let (letters, failed) = tokio::join!(letters, failed);
+        let open = |counts: &crate::store::QueueCounts| {
+            let counts = counts.counts;
+            counts.pending + counts.retrying + counts.failed
+        };
+        QueueStats {
+            time_to_drain: time_to_drain(&queue),
+            failed: failed.ok().map(|stats| stats.queues.iter().map(open).sum()),
+            dead_letters: letters.ok().and_then(|letters| letters.ready),
+            queue,
+        }
+    }
+
+    /// Exchanges whose name contains a text, in any case of letters, by name.
+    pub async fn exchanges(
+        &self,
+        containing: &str,
+        size: u32,
+        token: &str,
+    ) -> Result<Answer<Listed<ExchangeInfo>>, Error> {
+        let list = page::list("exchanges", &containing);
+        let all = self.all_exchanges().await?;
+        let matching = matching(all.found, containing, |exchange| &exchange.name);
+        let found = page::of(matching, |one| one.name.clone(), size, token, &list)?;
+        Ok(Answer {
+            found,
+            partial: all.partial,
+            note: all.note,
+        })
+    }
+
+    pub(super) async fn all_exchanges(&self) -> Result<Answer<Vec<ExchangeInfo>>, Error> {
+        let admin = self.broker.admin();
+        let (found, management) = match listed(admin.exchanges().await)? {
+            Ok(found) => (found, Management::Up),
+            Err(management) => {
+                let known = stream::iter(self.known.exchanges());
+                let asked = known.map(|name| async move { there(admin.exchange(&name).await) });
+                let found = asked.buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>();
+                (found.await?.into_iter().flatten().collect(), management)
+            }
+        };
+        Ok(Answer {
+            found,
+            partial: management != Management::Up,
+            note: note(&management),
+        })
+    }
+
+    /// Bindings of an exchange, of a queue, or all.
+    pub async fn bindings(
+        &self,
+        exchange: Option<&str>,
+        queue: Option<&str>,
+        size: u32,
+        token: &str,
+    ) -> Result<Listed<BindingInfo>, Error> {
+        if let Some(queue) = queue {
+            queue_name("queue", queue)?;
+        }
+        if let Some(exchange) = exchange.filter(|name| !name.starts_with("amq.")) {
+            own_exchange("exchange", exchange)?;
+        }
+        let list = page::list("bindings", &(exchange, queue));
+        let mut all = self.broker.admin().bindings().await?;
+        all.retain(|binding| {
+            let leads_to =
+                |queue: &str| binding.destination == Destination::Queue(queue.to_owned());
+            exchange.is_none_or(|exchange| binding.exchange == exchange)
+                && queue.is_none_or(leads_to)
+        });
+        let key = |binding: &BindingInfo| {
+            let (is_queue, name) = match &binding.destination {
+                Destination::Queue(name) => (true, name.clone()),
+                Destination::Exchange(name) => (false, name.clone()),
+            };
+            // Two bindings may differ in their arguments alone.
+            let arguments = format!("{:?}", binding.arguments);
+            let key = binding.routing_key.clone();
+            (binding.exchange.clone(), is_queue, name, key, arguments)
+        };
+        Ok(page::of(all, key, size, token, &list)?)
+    }
+}
+
+/// Tells a list that nobody can give from one that failed.
+pub(super) fn listed<T>(
+    list: Result<Vec<T>, broker::Error>,
+) -> Result<Result<Vec<T>, Management>, broker::Error> {
+    match list {
+        Ok(list) => Ok(Ok(list)),
+        Err(broker::Error::ManagementOff) => Ok(Err(Management::Off)),
+        Err(broker::Error::ManagementDown(reason)) => Ok(Err(Management::Down(reason))),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is not there, or somebody else's alone, is left out of lists.
+fn there<T>(asked: Result<T, broker::Error>) -> Result<Option<T>, broker::Error> {
+    use broker::Error::{Forbidden, Locked, NotFound};
+    match asked {
+        Ok(one) => Ok(Some(one)),
+        Err(NotFound { .. } | Locked { .. } | Forbidden { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn matching<T>(mut all: Vec<T>, containing: &str, name: impl Fn(&T) -> &str) -> Vec<T> {
+    let containing = containing.to_lowercase();
+    all.retain(|one| name(one).to_lowercase().contains(&containing));
+    all
+}
+
+/// See [`QueueStats::time_to_drain`].
+pub(in crate::gateway) fn time_to_drain(queue: &QueueInfo) -> Option<Duration> {
+    // Consumers that ack nothing by themselves are done with what they are sent.
+    let pace = queue.ack.per_second.filter(|rate| *rate > 0.0);
+    let pace = pace.or(queue.deliver.per_second.filter(|rate| *rate > 0.0))?;
+    let waiting = queue.ready? + queue.unacked.unwrap_or(0);
+    #[expect(clippy::cast_precision_loss, reason = "a time for people")]
+    let seconds = waiting as f64 / pace;
+    Duration::try_from_secs_f64(seconds).ok()
+}

@@ -1,0 +1,69 @@
+//! The queues and exchanges that the gateway has heard of: all that can be listed where the management API does not answer.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::broker::topology::Topology;
+
+/// Names beyond which nothing is remembered any more.
+const MOST: usize = 10_000;
+
+#[derive(Clone, Default)]
+pub struct Known(Arc<Mutex<Names>>);
+
+#[derive(Default)]
+struct Names {
+    queues: BTreeSet<String>,
+    exchanges: BTreeSet<String>,
+}
+
+impl Known {
+    /// Knows what the topology file says.
+    pub fn new(topology: Option<&Topology>) -> Self {
+        let known = Self::default();
+        if let Some(topology) = topology {
+            known.add(topology);
+        }
+        known
+    }
+
+    /// All of a topology that was declared.
+    pub fn add(&self, topology: &Topology) {
+        for queue in &topology.queues {
+            self.queue(&queue.name);
+        }
+        for exchange in &topology.exchanges {
+            self.exchange(&exchange.name);
+        }
+    }
+
+    /// A queue that exists.
+    pub fn queue(&self, name: &str) {
+        remember(&mut self.names().queues, name);
+    }
+
+    /// An exchange that exists.
+    pub fn exchange(&self, name: &str) {
+        remember(&mut self.names().exchanges, name);
+    }
+
+    pub fn queues(&self) -> Vec<String> {
+        self.names().queues.iter().cloned().collect()
+    }
+
+    pub fn exchanges(&self) -> Vec<String> {
+        self.names().exchanges.iter().cloned().collect()
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remember(names: &mut BTreeSet<String>, name: &str) {
+    if names.len() < MOST && !names.contains(name) {
+        names.insert(name.to_owned());
+    }
+}

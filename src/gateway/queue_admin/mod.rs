@@ -1,0 +1,138 @@
+//! Queue administration: what exists on the broker and how it does ([`figures`]), changes to it ([`change`], [`plan`]), and what is
+//! in the queues ([`peek`], [`moving`]).
+//!
+//! What the broker cannot tell for want of the management API is told as far as the gateway itself knows ([`known`]).
+
+mod change;
+mod figures;
+mod known;
+mod moving;
+mod peek;
+pub mod plan;
+mod rates;
+
+use std::sync::Arc;
+
+pub(super) use self::figures::time_to_drain;
+pub use self::{
+    change::{Created, Profile},
+    figures::{Answer, QueueStats},
+    moving::Moved,
+    peek::MAX_PEEKED,
+};
+use self::{known::Known, rates::Rates};
+use super::{failed::FailedMessages, page::BadToken, validate::Invalid};
+use crate::{
+    broker::{
+        self, Broker, Entity, Fate,
+        admin::Management,
+        topology::{QueueDefaults, Topology},
+    },
+    names,
+};
+
+/// Why a call about queues was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    #[error("the page token is not one of this list")]
+    PageToken,
+    /// It exists, and differs.
+    #[error("{0} exists otherwise")]
+    Differs(plan::Change),
+    /// The gateway has no topology file.
+    #[error("there is no topology file")]
+    NoTopology,
+    /// The copy of a message is not confirmed; the message is where it was.
+    #[error("the copy is not confirmed: {0:?}")]
+    NotMoved(Fate),
+    /// The broker does not take what it was asked to make; in its own words.
+    #[error("the broker refuses: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Broker(broker::Error),
+}
+
+impl From<broker::Error> for Error {
+    fn from(error: broker::Error) -> Self {
+        match error {
+            broker::Error::Refused(words) | broker::Error::Differs { detail: words, .. } => {
+                Self::Refused(words)
+            }
+            error => Self::Broker(error),
+        }
+    }
+}
+
+impl From<BadToken> for Error {
+    fn from(_: BadToken) -> Self {
+        Self::PageToken
+    }
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct QueueAdmin {
+    broker: Arc<dyn Broker>,
+    failed: FailedMessages,
+    defaults: QueueDefaults,
+    /// What the topology file says.
+    topology: Option<Arc<Topology>>,
+    pub(super) known: Known,
+    rates: Rates,
+}
+
+impl QueueAdmin {
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        failed: FailedMessages,
+        defaults: QueueDefaults,
+        topology: Option<Topology>,
+    ) -> Self {
+        Self {
+            known: Known::new(topology.as_ref()),
+            topology: topology.map(Arc::new),
+            rates: Rates::default(),
+            broker,
+            failed,
+            defaults,
+        }
+    }
+}
+
+/// Why lists may be short or figures missing, for people; empty where nothing is.
+fn note(management: &Management) -> String {
+    match management {
+        Management::Up | Management::NotNeeded => String::new(),
+        Management::Off => {
+            "without RabbitMQ's management API (RABBITMQ_MANAGEMENT_PORT=0) there are fewer figures, and only what this gateway knows of is listed".to_owned()
+        }
+        Management::Down(reason) => format!(
+            "RabbitMQ's management API does not answer ({reason}): there are fewer figures, and only what this gateway knows of is listed"
+        ),
+    }
+}
+
+/// A queue that is asked about.
+fn queue_name(field: &'static str, name: &str) -> Result<(), Invalid> {
+    match names::queue(name) {
+        // To look is allowed.
+        Err(names::Refused::Reserved) | Ok(()) => Ok(()),
+        Err(refused) => Err(Invalid::name(field, Entity::Queue, name, refused)),
+    }
+}
+
+/// A queue that is changed.
+fn own_queue(field: &'static str, name: &str) -> Result<(), Invalid> {
+    names::queue(name).map_err(|refused| Invalid::name(field, Entity::Queue, name, refused))
+}
+
+/// An exchange that is changed.
+fn own_exchange(field: &'static str, name: &str) -> Result<(), Invalid> {
+    if name.is_empty() {
+        let problem = "must not be empty: the default exchange is the broker's own";
+        return Err(Invalid::field(field, problem));
+    }
+    names::exchange(name).map_err(|refused| Invalid::name(field, Entity::Exchange, name, refused))
+}

@@ -1,0 +1,104 @@
+//! Looking at messages: they are fetched and returned, and none dies of it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Error, QueueAdmin, moving::copy_of, own_queue};
+use crate::{
+    broker::{Delivery, Fate, Tag, admin::QueueInfo, topology::QueueKind},
+    gateway::validate::Invalid,
+    message::Value,
+};
+
+/// Messages of one look.
+pub const MAX_PEEKED: usize = 100;
+/// Payloads of one look, unless the first message alone is larger: what clients receive by custom is 4 MiB.
+const MAX_BYTES: usize = 3 * 1024 * 1024;
+/// How long a fresh copy may take to be confirmed.
+const COPY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Returns that are safe in a quorum queue that names no limit: RabbitMQ 4's own is 20
+/// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
+const SAFE_RETURNS: i64 = 15;
+/// Returns that are safe where nobody tells of what type a queue is. The first return must be risked, or each look at a classic
+/// queue would change its order.
+const RISKED_RETURNS: i64 = 1;
+/// What a quorum queue writes on a message that came back.
+const RETURNS: &str = "x-delivery-count";
+
+impl QueueAdmin {
+    /// The first messages of a queue. Goes on to its end when the caller goes away: what is fetched is returned.
+    pub async fn peek(&self, queue: &str, limit: usize) -> Result<Vec<Delivery>, Error> {
+        own_queue("queue", queue)?;
+        if !(1..=MAX_PEEKED).contains(&limit) {
+            let problem = format!("must be from 1 to {MAX_PEEKED}");
+            return Err(Invalid::field("limit", problem).into());
+        }
+        let (admin, queue) = (self.clone(), queue.to_owned());
+        let peeked = tokio::spawn(async move { admin.peek_to_the_end(&queue, limit).await });
+        peeked
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    async fn peek_to_the_end(&self, queue: &str, limit: usize) -> Result<Vec<Delivery>, Error> {
+        let admin = self.broker.admin();
+        let info = admin.queue(queue).await?;
+        let mut fetch = admin.fetch(queue).await?;
+        let (mut seen, mut bytes) = (Vec::new(), 0);
+        let mut worn: Vec<Tag> = Vec::new();
+        // Not more than there are now: fresh copies come last, and would be looked at again.
+        let most = info
+            .ready
+            .map_or(limit, |n| usize::try_from(n).unwrap_or(limit));
+        let outcome = loop {
+            if seen.len() >= limit.min(most) || bytes >= MAX_BYTES {
+                break Ok(());
+            }
+            let delivery = match fetch.next().await {
+                Ok(Some(delivery)) => delivery,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error.into()),
+            };
+            bytes += delivery.message.payload.len();
+            if !seen.is_empty() && bytes > MAX_BYTES {
+                break Ok(());
+            }
+            if may_not_return(&info, &delivery) {
+                match self.replace(queue, &delivery).await {
+                    Fate::Confirmed => worn.push(delivery.tag),
+                    // It is returned as it is. Where it dies of that, its dead letter tells.
+                    fate => tracing::warn!(
+                        queue,
+                        ?fate,
+                        "cannot put a worn message back as a fresh copy"
+                    ),
+                }
+            }
+            seen.push(delivery);
+        };
+        let acked = fetch.ack(&worn).await;
+        fetch.close().await;
+        outcome.and(acked.map_err(Error::from)).map(|()| seen)
+    }
+
+    /// Publishes a fresh copy of a message to its own queue.
+    async fn replace(&self, queue: &str, delivery: &Delivery) -> Fate {
+        let deadline = Instant::now() + COPY_TIMEOUT;
+        self.publish_copy(self.broker.lane(), queue, copy_of(delivery), deadline)
+            .await
+    }
+}
+
+/// Whether one more return might be one too many.
+fn may_not_return(queue: &QueueInfo, delivery: &Delivery) -> bool {
+    let most = match &queue.kind {
+        None => RISKED_RETURNS,
+        Some(kind) if *kind == QueueKind::Quorum.to_string() => {
+            queue.delivery_limit.map_or(SAFE_RETURNS, i64::from)
+        }
+        Some(_) => return false,
+    };
+    let returns = delivery.message.headers.get(RETURNS);
+    returns.and_then(Value::as_integer).unwrap_or(0) >= most
+}

@@ -1,0 +1,287 @@
+//! A topology against what is there: what is missing, and what differs, argument by argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Error, QueueAdmin, figures::listed, note};
+use crate::{
+    broker::{
+        Entity,
+        admin::{BindingInfo, Destination, ExchangeInfo, Management, QueueInfo},
+        topology::{
+            Binding, Difference, Exchange, Mismatch, Queue, Topology, file::File, mismatches,
+        },
+    },
+    gateway::validate::Invalid,
+};
+
+/// One thing of a topology, and what is done about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    pub what: Entity,
+    pub name: String,
+    pub action: Action,
+    pub mismatches: Vec<Mismatch>,
+    /// In the broker's words; empty where `mismatches` say all.
+    pub note: String,
+}
+
+/// What is done about a thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It is missing.
+    Create,
+    /// It is there and alike.
+    None,
+    /// It is there and differs; it is used as it is.
+    Differs,
+    /// It is there; whether it is alike cannot be told.
+    Unknown,
+    /// It is there and not in the topology; it stays.
+    Extra,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.what, self.name)
+    }
+}
+
+impl Change {
+    fn new(what: Entity, name: &str, action: Action) -> Self {
+        Self {
+            what,
+            name: name.to_owned(),
+            action,
+            mismatches: Vec::new(),
+            note: String::new(),
+        }
+    }
+
+    /// Of a thing that is there. `None`: nobody can tell how it is.
+    fn of(what: Entity, name: &str, mismatches: Option<Vec<Mismatch>>) -> Self {
+        let action = match &mismatches {
+            None => Action::Unknown,
+            Some(none) if none.is_empty() => Action::None,
+            Some(_) => Action::Differs,
+        };
+        Self {
+            mismatches: mismatches.unwrap_or_default(),
+            ..Self::new(what, name, action)
+        }
+    }
+}
+
+/// What is, or would be, done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// In the order in which things are declared.
+    pub changes: Vec<Change>,
+    /// Why some things could not be compared, for people.
+    pub note: String,
+}
+
+impl QueueAdmin {
+    /// Declares what is missing of a topology, or with `validate_only` only says what is.
+    pub async fn apply(&self, file: File, validate_only: bool) -> Result<Plan, Error> {
+        let parsed = file.complete(&self.defaults);
+        let invalid = |problem: String| Error::Invalid(Invalid::field("topology", problem));
+        let topology = parsed.map_err(|bad| invalid(bad.to_string()))?.topology;
+        if topology.exchanges.iter().any(|one| one.name.is_empty())
+            || topology.bindings.iter().any(|one| one.exchange.is_empty())
+        {
+            let problem =
+                "the default exchange is the broker's own: it is neither declared nor bound";
+            return Err(invalid(problem.to_owned()));
+        }
+        let mut plan = self.plan(&topology).await?;
+        if validate_only {
+            return Ok(plan);
+        }
+        let differences = self.broker.declare(&topology).await;
+        super::change::audit("apply topology", "", &differences);
+        correct(&mut plan.changes, &differences?);
+        self.known.add(&topology);
+        for queue in topology.dead_lettered() {
+            self.failed.collectors.ensure(&queue);
+        }
+        Ok(plan)
+    }
+
+    /// How the broker differs from the topology file.
+    pub async fn drift(&self) -> Result<Plan, Error> {
+        let topology = self.topology.as_ref().ok_or(Error::NoTopology)?;
+        let mut plan = self.plan(topology).await?;
+        plan.changes.retain(|change| change.action != Action::None);
+        if let Ok(bindings) = self.broker.admin().bindings().await {
+            plan.changes.extend(extra(topology, &bindings));
+        }
+        Ok(plan)
+    }
+
+    /// What declaring a topology would do.
+    pub(super) async fn plan(&self, topology: &Topology) -> Result<Plan, Error> {
+        let there = self.look(topology).await?;
+        let mut changes = Vec::new();
+        for wanted in &topology.exchanges {
+            let (what, name) = (Entity::Exchange, wanted.name.as_str());
+            changes.push(match there.exchanges.get(name) {
+                None => Change::new(what, name, Action::Create),
+                Some(found) => Change::of(what, name, exchange_mismatches(wanted, found)),
+            });
+        }
+        for wanted in &topology.queues {
+            let (what, name) = (Entity::Queue, wanted.name.as_str());
+            changes.push(match there.queues.get(name) {
+                None => Change::new(what, name, Action::Create),
+                Some(found) => Change::of(what, name, queue_mismatches(wanted, found)),
+            });
+        }
+        for wanted in &topology.bindings {
+            there.check(topology, wanted)?;
+            let action = match &there.bindings {
+                None if there.has_ends(wanted) => Action::Unknown,
+                Some(bindings) if bindings.iter().any(|one| is(one, wanted)) => Action::None,
+                _ => Action::Create,
+            };
+            changes.push(Change::new(Entity::Binding, &wanted.to_string(), action));
+        }
+        Ok(Plan {
+            changes,
+            note: there.note,
+        })
+    }
+
+    /// What there is of a topology.
+    async fn look(&self, topology: &Topology) -> Result<There, Error> {
+        let admin = self.broker.admin();
+        let bindings = listed(admin.bindings().await)?;
+        // Where lists cannot be had, only what is named is asked about; it is known from here on.
+        if bindings.is_err() {
+            self.known.add(topology);
+            for binding in &topology.bindings {
+                self.known.queue(&binding.queue);
+                self.known.exchange(&binding.exchange);
+            }
+        }
+        let (queues, exchanges) = tokio::join!(self.all_queues(), self.all_exchanges());
+        let queues = queues?.found.into_iter();
+        let exchanges = exchanges?.found.into_iter();
+        Ok(There {
+            queues: queues.map(|one| (one.name.clone(), one)).collect(),
+            exchanges: exchanges.map(|one| (one.name.clone(), one)).collect(),
+            note: note(bindings.as_ref().err().unwrap_or(&Management::Up)),
+            bindings: bindings.ok(),
+        })
+    }
+}
+
+struct There {
+    exchanges: BTreeMap<String, ExchangeInfo>,
+    queues: BTreeMap<String, QueueInfo>,
+    /// `None`: nobody can tell.
+    bindings: Option<Vec<BindingInfo>>,
+    note: String,
+}
+
+impl There {
+    /// Whether both ends of a binding are there.
+    fn has_ends(&self, binding: &Binding) -> bool {
+        self.exchanges.contains_key(&binding.exchange) && self.queues.contains_key(&binding.queue)
+    }
+
+    /// Refuses a binding to what neither is there nor will be.
+    fn check(&self, topology: &Topology, binding: &Binding) -> Result<(), Error> {
+        let Binding {
+            exchange, queue, ..
+        } = binding;
+        let missing = |what: &str, name: &str| {
+            let problem = format!("binding {binding}: there is no {what} {name:?}");
+            Error::Invalid(Invalid::field("topology", problem))
+        };
+        if !self.exchanges.contains_key(exchange)
+            && !topology.exchanges.iter().any(|one| one.name == *exchange)
+        {
+            return Err(missing("exchange", exchange));
+        }
+        if !self.queues.contains_key(queue) && !topology.queues.iter().any(|one| one.name == *queue)
+        {
+            return Err(missing("queue", queue));
+        }
+        Ok(())
+    }
+}
+
+fn exchange_mismatches(wanted: &Exchange, found: &ExchangeInfo) -> Option<Vec<Mismatch>> {
+    let kind = found.kind.as_ref()?;
+    let kind = differs("type", wanted.kind.to_string(), kind.clone());
+    Some(kind.into_iter().chain(not_durable(found.durable)).collect())
+}
+
+fn queue_mismatches(wanted: &Queue, found: &QueueInfo) -> Option<Vec<Mismatch>> {
+    let arguments = mismatches(&wanted.arguments(), found.arguments.as_ref()?);
+    Some(
+        arguments
+            .into_iter()
+            .chain(not_durable(found.durable))
+            .collect(),
+    )
+}
+
+fn not_durable(durable: Option<bool>) -> Option<Mismatch> {
+    let found = durable?.to_string();
+    differs("durable", true.to_string(), found)
+}
+
+fn differs(argument: &str, wanted: String, actual: String) -> Option<Mismatch> {
+    (wanted != actual).then(|| Mismatch {
+        argument: argument.to_owned(),
+        wanted: Some(wanted),
+        actual: Some(actual),
+    })
+}
+
+fn is(found: &BindingInfo, wanted: &Binding) -> bool {
+    found.exchange == wanted.exchange
+        && found.destination == Destination::Queue(wanted.queue.clone())
+        && found.routing_key == wanted.routing_key
+        && mismatches(&wanted.arguments, &found.arguments).is_empty()
+}
+
+/// Bindings of the topology's queues that it does not have.
+fn extra(topology: &Topology, bindings: &[BindingInfo]) -> Vec<Change> {
+    let queues: BTreeSet<&String> = topology.queues.iter().map(|queue| &queue.name).collect();
+    let extra = bindings.iter().filter_map(|found| {
+        let Destination::Queue(queue) = &found.destination else {
+            return None;
+        };
+        let is_wanted = topology.bindings.iter().any(|wanted| is(found, wanted));
+        (queues.contains(queue) && !is_wanted).then(|| Binding {
+            exchange: found.exchange.clone(),
+            queue: queue.clone(),
+            routing_key: found.routing_key.clone(),
+            arguments: found.arguments.clone(),
+        })
+    });
+    extra
+        .map(|binding| Change::new(Entity::Binding, &binding.to_string(), Action::Extra))
+        .collect()
+}
+
+/// Sets right what could not be told before, now that the broker was asked to declare it.
+pub(super) fn correct(changes: &mut [Change], differences: &[Difference]) {
+    for change in changes {
+        let differs = differences
+            .iter()
+            .find(|one| one.what == change.what && one.name == change.name);
+        match (change.action, differs) {
+            (Action::Create | Action::Unknown, Some(difference)) => {
+                change.action = Action::Differs;
+                change.note.clone_from(&difference.detail);
+            }
+            (Action::Unknown, None) if change.what != Entity::Binding => {
+                change.action = Action::None;
+            }
+            _ => {}
+        }
+    }
+}
