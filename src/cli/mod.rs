@@ -1,5 +1,6 @@
 //! The command line: the server, and a client for people and scripts.
 
+mod admin;
 mod client;
 mod compose;
 mod config;
@@ -47,7 +48,8 @@ Try it, the second and third in another terminal:
   courtier serve --topology-file examples/topology.toml
   courtier publish orders_exchange order.created --text '{\"id\":1}'
   courtier subscribe orders_queue
-  courtier failed list";
+  courtier failed list
+  courtier queues list";
 
 #[derive(Subcommand)]
 enum Command {
@@ -59,6 +61,17 @@ enum Command {
     Failed(failed::Command),
     #[command(subcommand)]
     Log(log::Command),
+    #[command(subcommand)]
+    Queues(admin::queues::Command),
+    #[command(subcommand)]
+    Exchanges(admin::exchanges::Command),
+    #[command(subcommand)]
+    Bindings(admin::bindings::Command),
+    #[command(subcommand)]
+    Topology(admin::topology::Command),
+    Alerts(admin::alerts::Alerts),
+    Status(admin::status::Status),
+    Doctor(admin::doctor::Doctor),
     Health(health::Health),
     #[command(subcommand)]
     Migrate(migrate::Command),
@@ -75,6 +88,13 @@ pub fn main() -> ExitCode {
         Command::Subscribe(subscribe) => block_on(subscribe::run(subscribe)),
         Command::Failed(command) => block_on(failed::run(command)),
         Command::Log(command) => block_on(log::run(command)),
+        Command::Queues(command) => block_on(admin::queues::run(command)),
+        Command::Exchanges(command) => block_on(admin::exchanges::run(command)),
+        Command::Bindings(command) => block_on(admin::bindings::run(command)),
+        Command::Topology(command) => block_on(admin::topology::run(command)),
+        Command::Alerts(alerts) => block_on(admin::alerts::run(alerts)),
+        Command::Status(status) => block_on(admin::status::run(status)),
+        Command::Doctor(doctor) => admin::doctor::run(&doctor),
         Command::Health(health) => block_on(health::run(health)),
         Command::Migrate(command) => migrate::run(&command),
         Command::Config(command) => config::run(&command),

@@ -36,7 +36,7 @@ pub use self::{
     operation::{Operation, OperationState, Step},
     query::{Change, Changes, Cursor, Group, Page, QueueCounts, Stats},
     retry::{Claimed, Reaped, Sent},
-    schema::{SchemaStatus, migrate, schema_status},
+    schema::{SchemaStatus, clock, migrate, schema_status},
 };
 use self::{
     connection::{Link, PATIENCE, Pools},

@@ -4,6 +4,8 @@ use super::{OpenError, Options, Place, connection};
 use courtier_migrations as migrations;
 use sea_orm::Database;
 
+use crate::failure::Time;
+
 /// Which steps the schema has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchemaStatus {
@@ -39,6 +41,16 @@ pub async fn schema_status(options: &Options) -> Result<SchemaStatus, OpenError>
         pending: steps(false),
         unknown: status.unknown.clone(),
     })
+}
+
+/// What the database's clock says; of a file there is none.
+pub async fn clock(options: &Options) -> Result<Option<Time>, OpenError> {
+    if let Place::File(_) = &options.place {
+        return Ok(None);
+    }
+    let (pools, _lock) = connection::open_alone(options).await?;
+    let now = connection::now(&pools.read).await;
+    now.map(Some).map_err(OpenError::Database)
 }
 
 /// Brings the schema up to date; the steps that were missing.

@@ -35,6 +35,25 @@ impl Instance {
         instance
     }
 
+    /// A fresh one with its management API.
+    pub async fn start_managed() -> Self {
+        let mut instance = Self::prepare(RABBITMQ);
+        instance.run("start", &["--management"]).await;
+        instance.url = instance.run("url", &[]).await.trim().to_owned();
+        instance
+    }
+
+    /// Where its management API is.
+    pub fn management_port(&self) -> u16 {
+        let env = std::fs::read_to_string(self.dir.join("env")).expect("it runs");
+        let line = env.lines().find_map(|line| {
+            line.trim_start_matches("export ")
+                .strip_prefix("COURTIER_RABBITMQ_MANAGEMENT_PORT=")
+        });
+        let port = line.expect("it has one").trim_matches(['\'', '"']);
+        port.parse().expect("a port")
+    }
+
     /// A fresh database server that runs: `mariadb` or `postgres`.
     pub async fn database(kind: &str) -> Self {
         let mut instance = Self::prepare(DATABASE);

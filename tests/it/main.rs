@@ -2,6 +2,7 @@
 //!
 //! `cargo test` runs what needs no server. `make test` runs everything; it names its RabbitMQ in `COURTIER_TEST_AMQP_URL`.
 
+mod alerts;
 mod attribution;
 mod books;
 mod cli;
@@ -37,6 +38,7 @@ mod process;
 mod publish;
 mod publish_many;
 mod queue_admin;
+mod queue_busy;
 mod queue_messages;
 mod raw;
 mod replicas;

@@ -48,7 +48,7 @@ impl Office {
         Self::of(on, on.gateway_set_up(change).await).await
     }
 
-    async fn of(on: On, front: Front) -> Self {
+    pub async fn of(on: On, front: Front) -> Self {
         let admin = QueueAdminClient::new(front.channel().await);
         Self { front, admin, on }
     }

@@ -51,12 +51,9 @@ impl Endpoint {
     /// `ca_pem`: certificates to trust besides the public ones.
     pub(super) fn parse(url: &str, ca_pem: Option<String>) -> Result<Self, String> {
         let mut uri: AMQPUri = url.parse()?;
-        let loopback = match uri.authority.host.parse::<IpAddr>() {
-            Ok(address) => address.is_loopback(),
-            Err(_) => uri.authority.host == "localhost",
-        };
         let user = &uri.authority.userinfo;
-        if (user.username.as_str(), user.password.as_str()) == ("guest", "guest") && !loopback {
+        if (user.username.as_str(), user.password.as_str()) == ("guest", "guest") && !is_local(&uri)
+        {
             return Err(
                 "guest/guest is everybody's password; make a user for the gateway \
                         (https://www.rabbitmq.com/docs/access-control#default-state)"
@@ -69,6 +66,14 @@ impl Endpoint {
             cert_chain: ca_pem,
         };
         Ok(Self { uri, tls })
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        matches!(self.uri.scheme, AMQPScheme::AMQPS)
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        is_local(&self.uri)
     }
 
     pub(super) fn virtual_host(&self) -> String {
@@ -93,6 +98,13 @@ impl Endpoint {
         };
         let url = format!("{scheme}://{host}:{port}/");
         url.parse().map_err(|error| format!("{url}: {error}"))
+    }
+}
+
+fn is_local(uri: &AMQPUri) -> bool {
+    match uri.authority.host.parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => uri.authority.host == "localhost",
     }
 }
 
@@ -272,6 +284,17 @@ async fn connect(
             cord.cut();
             Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))
         }
+    }
+}
+
+/// Connects once, and leaves. The error is for people.
+pub(super) async fn probe(endpoint: &Endpoint) -> Result<(), String> {
+    let (connection, cord) = connect(endpoint, Role::Admin, 0).await?;
+    let closed = timeout(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await;
+    cord.cut();
+    match closed {
+        Ok(closed) => closed.map_err(|error| error.to_string()),
+        Err(_) => Err("it does not answer".to_owned()),
     }
 }
 

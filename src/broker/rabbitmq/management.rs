@@ -6,11 +6,11 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Certificate, Client, StatusCode, Url};
+use reqwest::{Certificate, Client, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -134,6 +134,21 @@ impl Management {
         }
     }
 
+    /// Asks once; the clock of whoever answers. The error is for people.
+    pub(super) async fn probe(&self) -> Result<Option<SystemTime>, String> {
+        let answer = self.send("overview").await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(Refused::Forbidden(reason) | Refused::Down(reason)) => return Err(reason),
+        };
+        let date = answer.and_then(|answer| {
+            let date = answer.headers().get(reqwest::header::DATE)?.to_str().ok()?;
+            let date = chrono::DateTime::parse_from_rfc2822(date).ok()?;
+            Some(SystemTime::from(date))
+        });
+        Ok(date)
+    }
+
     fn virtual_host(&self) -> String {
         escape(&self.options.virtual_host)
     }
@@ -194,6 +209,19 @@ impl Management {
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Refused> {
+        let Some(answer) = self.send(path).await? else {
+            return Ok(None);
+        };
+        let read = answer.json().await;
+        read.map(Some).map_err(|error| self.down(&error))
+    }
+
+    fn down(&self, error: &reqwest::Error) -> Refused {
+        Refused::Down(format!("{}: {}", self.options.url, root(error)))
+    }
+
+    /// `None`: there is no such thing.
+    async fn send(&self, path: &str) -> Result<Option<Response>, Refused> {
         let Options {
             url,
             user,
@@ -203,14 +231,14 @@ impl Management {
         let target = format!("{}/api/{path}", url.as_str().trim_end_matches('/'));
         let request = self.client.get(target);
         let request = request.basic_auth(user, Some(password.expose_secret()));
-        let down = |error: reqwest::Error| Refused::Down(format!("{url}: {}", root(&error)));
-        let answer = request.send().await.map_err(down)?;
+        let answer = request.send().await;
+        let answer = answer.map_err(|error| self.down(&error))?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Refused::Forbidden(format!(
                 "it refuses user {user:?}: give the user the tag \"monitoring\" (rabbitmqctl set_user_tags)"
             ))),
-            status if status.is_success() => Ok(Some(answer.json().await.map_err(down)?)),
+            status if status.is_success() => Ok(Some(answer)),
             status => Err(Refused::Down(format!("{url} answers {status}"))),
         }
     }

@@ -22,7 +22,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -80,6 +80,17 @@ impl Options {
         self.endpoint().map(drop)
     }
 
+    /// Whether it is an `amqps://` URL.
+    pub fn is_encrypted(&self) -> bool {
+        self.endpoint()
+            .is_ok_and(|endpoint| endpoint.is_encrypted())
+    }
+
+    /// Whether the broker is on this machine.
+    pub fn is_local(&self) -> bool {
+        self.endpoint().is_ok_and(|endpoint| endpoint.is_local())
+    }
+
     fn endpoint(&self) -> Result<Endpoint, BadUrl> {
         Endpoint::parse(self.url.expose_secret(), self.ca_pem.clone()).map_err(BadUrl)
     }
@@ -100,6 +111,29 @@ impl Options {
         });
         client.map(Some).map_err(BadUrl)
     }
+}
+
+/// What there is to say of a RabbitMQ that is asked once. Errors are for people.
+#[derive(Debug)]
+pub struct Probe {
+    /// Whether it takes a connection of this user to this virtual host.
+    pub amqp: Result<(), String>,
+    /// Whether the management API answers, and what its clock says; `None`: it is switched off.
+    pub management: Option<Result<Option<SystemTime>, String>>,
+}
+
+/// Asks once.
+pub async fn probe(options: &Options) -> Result<Probe, BadUrl> {
+    let endpoint = options.endpoint()?;
+    let management = options.management(&endpoint)?;
+    let asking = async {
+        match &management {
+            Some(management) => Some(management.probe().await),
+            None => None,
+        }
+    };
+    let (amqp, management) = tokio::join!(link::probe(&endpoint), asking);
+    Ok(Probe { amqp, management })
 }
 
 /// The RabbitMQ backend.

@@ -24,6 +24,9 @@ use crate::failure::Time;
 /// Changes that a slow watcher may be behind.
 const CHANGES: usize = 1_024;
 
+/// Between two looks at a broker with very many queues.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// What can be wrong.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display, strum::EnumIter,
@@ -150,7 +153,6 @@ async fn look(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let begun = Instant::now();
         let seen = eyes.look().await;
         let findings = rules::findings(&seen, &options);
         for alert in book.note(findings, Instant::now(), seen.now) {
@@ -159,10 +161,9 @@ async fn look(
             let _ = changes.send(alert);
         }
         told.send_replace(Arc::new(book.standing()));
-        // A broker with so many queues that looking at them takes long is not to do only that.
-        let took = begun.elapsed();
-        if took > options.every / 2 {
-            tokio::time::sleep(took * 4).await;
+        // A broker with so many queues that listing them takes long is not to do only that.
+        if let Some(took) = seen.listing.filter(|took| *took > options.every / 4) {
+            tokio::time::sleep((took * 4).min(LONGEST_PAUSE)).await;
         }
     }
 }

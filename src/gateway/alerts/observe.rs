@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     broker::{
         Broker, Links,
@@ -18,6 +20,8 @@ pub struct Observation {
     pub now: Time,
     pub links: Links,
     pub queues: Option<Vec<QueueInfo>>,
+    /// How long it took to list them.
+    pub listing: Option<Duration>,
     /// Empty where nobody tells.
     pub nodes: Vec<Node>,
     pub database_up: bool,
@@ -38,16 +42,20 @@ pub struct Eyes {
 impl Eyes {
     pub async fn look(&self) -> Observation {
         let links = *self.broker.links().borrow();
-        let (queues, status, failed) = tokio::join!(
-            self.queues.all_queues(),
-            self.broker.admin().status(),
-            self.failed.recent(),
-        );
+        let listing = async {
+            let begun = Instant::now();
+            let listed = self.queues.all_queues().await.ok()?;
+            Some((listed.found, begun.elapsed()))
+        };
+        let (listed, status, failed) =
+            tokio::join!(listing, self.broker.admin().status(), self.failed.recent(),);
         let failed = failed.ok();
+        let (queues, listing) = listed.unzip();
         Observation {
             now: chrono::Utc::now(),
             links,
-            queues: queues.ok().map(|answer| answer.found),
+            queues,
+            listing,
             nodes: status.nodes,
             database_up: self.store.is_up(),
             failed_last_minute: failed.map(|failed| failed.last_minute),

@@ -1,0 +1,163 @@
+//! `courtier queues create|delete|purge`.
+
+use clap::{Args, ValueEnum};
+use prost_types::{Struct, Value, value::Kind};
+use serde_json::json;
+
+use super::{Admin, topology_changes};
+use crate::{
+    cli::{
+        Exit,
+        client::{self, Output},
+        confirm::Confirm,
+        print, print_json,
+    },
+    grpc::proto::{
+        CreateQueueRequest, DeleteQueueRequest, PurgeQueueRequest,
+        create_queue_request::Profile as ProtoProfile,
+    },
+};
+
+/// Create a durable queue; a work queue comes with <QUEUE>.dlq
+#[derive(Args)]
+pub(in crate::cli) struct Create {
+    #[arg(value_name = "QUEUE")]
+    name: String,
+    /// What it is for
+    #[arg(long, default_value = "standard")]
+    profile: Profile,
+    /// An argument in place of the profile's, such as x-max-length=500; NAME= takes one away
+    #[arg(long = "argument", value_name = "NAME=VALUE", value_parser = argument)]
+    arguments: Vec<(String, Option<String>)>,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    admin: Admin,
+}
+
+/// What a queue is for.
+#[derive(Clone, Copy, ValueEnum)]
+enum Profile {
+    /// A work queue
+    Standard,
+    /// A queue for dead letters
+    DeadLetter,
+}
+
+fn argument(text: &str) -> Result<(String, Option<String>), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((
+            name.to_owned(),
+            Some(value.to_owned()).filter(|v| !v.is_empty()),
+        )),
+        _ => Err("not an argument such as x-max-length=500".to_owned()),
+    }
+}
+
+/// A number where it is one, else a text; nothing: null.
+fn value(text: Option<String>) -> Value {
+    let kind = match text {
+        None => Kind::NullValue(0),
+        Some(text) => match (text.parse::<f64>(), text.parse::<bool>()) {
+            (Ok(number), _) if number.is_finite() => Kind::NumberValue(number),
+            (_, Ok(value)) => Kind::BoolValue(value),
+            _ => Kind::StringValue(text),
+        },
+    };
+    Value { kind: Some(kind) }
+}
+
+impl Create {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let mut client = self.admin.connect().await?;
+        let profile = match self.profile {
+            Profile::Standard => ProtoProfile::Standard,
+            Profile::DeadLetter => ProtoProfile::DeadLetter,
+        };
+        let fields = self.arguments.into_iter();
+        let request = CreateQueueRequest {
+            name: self.name,
+            profile: profile.into(),
+            arguments: Some(Struct {
+                fields: fields.map(|(name, text)| (name, value(text))).collect(),
+            }),
+            validate_only: self.dry_run,
+        };
+        let answer = client.create_queue(self.admin.ask(request)).await;
+        let answer = answer.map_err(|status| client::not_done(&status))?;
+        let changes = answer.into_inner().changes;
+        topology_changes(&changes, "", self.admin.output, self.dry_run)
+    }
+}
+
+/// Delete a queue with all that is in it
+#[derive(Args)]
+pub(in crate::cli) struct Delete {
+    #[arg(value_name = "QUEUE")]
+    name: String,
+    /// Only if nobody consumes
+    #[arg(long)]
+    if_unused: bool,
+    /// Only if it is empty
+    #[arg(long)]
+    if_empty: bool,
+    #[command(flatten)]
+    confirm: Confirm,
+    #[command(flatten)]
+    admin: Admin,
+}
+
+impl Delete {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        self.confirm.check()?;
+        let mut client = self.admin.connect().await?;
+        let name = &self.name;
+        self.confirm
+            .ask(&format!("Delete queue {name} with all that is in it?"))?;
+        let request = DeleteQueueRequest {
+            name: name.clone(),
+            if_unused: self.if_unused,
+            if_empty: self.if_empty,
+        };
+        let answer = client.delete_queue(self.admin.ask(request)).await;
+        let answer = answer.map_err(|status| client::not_done(&status))?;
+        let count = answer.into_inner().deleted_message_count;
+        match self.admin.output {
+            Output::Json => print_json(json!({"queue": name, "deleted_message_count": count})),
+            Output::Text => print(&format!("{name} deleted, and {count} messages with it\n")),
+        }
+    }
+}
+
+/// Delete all ready messages of a queue, for good
+#[derive(Args)]
+pub(in crate::cli) struct Purge {
+    #[arg(value_name = "QUEUE")]
+    name: String,
+    #[command(flatten)]
+    confirm: Confirm,
+    #[command(flatten)]
+    admin: Admin,
+}
+
+impl Purge {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        self.confirm.check()?;
+        let mut client = self.admin.connect().await?;
+        let name = &self.name;
+        let question = format!("Delete all ready messages of queue {name} for good?");
+        self.confirm.ask(&question)?;
+        let request = PurgeQueueRequest {
+            name: name.clone(),
+            confirm_name: name.clone(),
+        };
+        let answer = client.purge_queue(self.admin.ask(request)).await;
+        let answer = answer.map_err(|status| client::not_done(&status))?;
+        let count = answer.into_inner().purged_count;
+        match self.admin.output {
+            Output::Json => print_json(json!({"queue": name, "purged_count": count})),
+            Output::Text => print(&format!("{count} messages of {name} deleted\n")),
+        }
+    }
+}
