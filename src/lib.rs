@@ -16,6 +16,7 @@ pub mod store; // the database
 pub mod failure; // failed messages and their state machine
 
 pub mod config;
+pub mod deadline; // the caller's
 pub mod error; // what callers are told
 pub mod message;
 pub mod names;

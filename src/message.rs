@@ -43,6 +43,9 @@ pub mod header {
     pub const ERROR_STACK: &str = "x-courtier-error-stack";
 }
 
+/// Integers up to here are exact in a double.
+pub const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
+
 /// Headers, ordered by name.
 pub type Table = BTreeMap<String, Value>;
 
@@ -81,6 +84,19 @@ impl Value {
     /// A long string.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text(Bytes::from(text.into()))
+    }
+
+    /// A number as JSON has it: an integer where that is exact, else a double.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "checked to be an integer within ±2^53"
+    )]
+    pub fn number(number: f64) -> Self {
+        if number.fract() == 0.0 && number.abs() <= EXACT {
+            Self::I64(number as i64)
+        } else {
+            Self::F64(number)
+        }
     }
 
     /// The text of a long string that is UTF-8.

@@ -25,6 +25,9 @@ use self::{
 };
 use crate::broker::{Broker, topology::QueueDefaults};
 
+/// What a request may hold besides its payload: headers, properties, and the encoding's own bytes.
+const ENVELOPE_BYTES: usize = 64 * 1024;
+
 /// What bounds the gateway's work.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -47,6 +50,13 @@ pub struct Limits {
     pub max_delivery_failures: u32,
     /// How long messages wait in queues that the gateway makes.
     pub queues: QueueDefaults,
+}
+
+impl Limits {
+    /// Bytes of one request, in any protocol.
+    pub fn request_bytes(&self) -> usize {
+        self.max_payload_bytes.saturating_add(ENVELOPE_BYTES)
+    }
 }
 
 /// The service, shared by all protocols.

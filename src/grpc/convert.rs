@@ -14,8 +14,6 @@ use crate::{
     message::{Message, Table, Value, header},
 };
 
-/// Integers up to here are exact in a double.
-const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
 /// The last second that `google.protobuf.Timestamp` may hold. Others are refused by clients that print it as JSON.
 const YEAR_9999: i64 = 253_402_300_799;
 /// RabbitMQ's longest time to live, in milliseconds (<https://www.rabbitmq.com/docs/ttl>).
@@ -125,7 +123,7 @@ pub fn header_value(json: Json) -> Value {
     match json.kind {
         None | Some(Kind::NullValue(_)) => Value::Void,
         Some(Kind::BoolValue(value)) => Value::Bool(value),
-        Some(Kind::NumberValue(number)) => number_value(number),
+        Some(Kind::NumberValue(number)) => Value::number(number),
         Some(Kind::StringValue(text)) => Value::text(text),
         Some(Kind::ListValue(list)) => {
             Value::Array(list.values.into_iter().map(header_value).collect())
@@ -138,18 +136,6 @@ pub fn header_value(json: Json) -> Value {
                     .collect(),
             )
         }
-    }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "checked to be an integer within ±2^53"
-)]
-fn number_value(number: f64) -> Value {
-    if number.fract() == 0.0 && number.abs() <= EXACT {
-        Value::I64(number as i64)
-    } else {
-        Value::F64(number)
     }
 }
 
@@ -267,7 +253,7 @@ pub fn json_text(json: &Json) -> Result<serde_json::Value, &'static str> {
 
 /// Integers are written without a fraction: 5, not 5.0.
 fn json_number(number: f64) -> Result<serde_json::Value, &'static str> {
-    match number_value(number) {
+    match Value::number(number) {
         Value::I64(integer) => Ok(integer.into()),
         _ => serde_json::Number::from_f64(number)
             .map(serde_json::Value::Number)
@@ -280,6 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::message::EXACT;
 
     fn json() -> impl Strategy<Value = Json> {
         let leaf = prop_oneof![
@@ -312,9 +299,9 @@ mod tests {
 
     #[test]
     fn integers_become_amqp_integers_and_others_doubles() {
-        assert_eq!(number_value(EXACT), Value::I64(1 << 53));
-        assert_eq!(number_value(0.5), Value::F64(0.5));
-        assert_eq!(number_value(EXACT * 2.0), Value::F64(EXACT * 2.0));
+        assert_eq!(Value::number(EXACT), Value::I64(1 << 53));
+        assert_eq!(Value::number(0.5), Value::F64(0.5));
+        assert_eq!(Value::number(EXACT * 2.0), Value::F64(EXACT * 2.0));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod queue_admin;
 pub mod status;
 mod subscriber;
 
+use http::{HeaderMap, header::CONTENT_TYPE};
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_web::GrpcWebService;
 use tower::Layer;
@@ -37,16 +38,13 @@ pub mod proto {
 /// The compiled `.proto` files, comments included.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// What a request may hold besides its payload: headers, properties, and the encoding's own bytes.
-const ENVELOPE_BYTES: usize = 64 * 1024;
-
 /// Adds all services to `routes`.
 pub fn routes(
     routes: Routes,
     gateway: &Gateway,
     health: &Health,
 ) -> Result<Routes, tonic_reflection::server::Error> {
-    let request_bytes = gateway.limits.max_payload_bytes + ENVELOPE_BYTES;
+    let request_bytes = gateway.limits.request_bytes();
     // Decompression is bounded by the same limit as the plain message.
     let publisher = PublisherServer::new(publisher::Service::new(gateway.clone()))
         .max_decoding_message_size(request_bytes)
@@ -76,6 +74,12 @@ pub fn routes(
         .add_service(web(reflection().build_v1()?))
         // grpcurl before 1.9 and other older tools ask for the alpha version only.
         .add_service(web(reflection().build_v1alpha()?)))
+}
+
+/// Whether a request is a call of gRPC or gRPC-Web.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Speaks gRPC-Web as well.

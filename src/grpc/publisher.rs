@@ -7,7 +7,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     convert,
-    deadline::Deadline,
     proto::{
         Outcome as ProtoOutcome, PublishBatchRequest, PublishBatchResponse, PublishRequest,
         PublishResponse, PublishResult, PublishStreamRequest, PublishStreamResponse,
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::{
     broker::Fate,
+    deadline::Deadline,
     error::Failure,
     gateway::{
         Gateway,

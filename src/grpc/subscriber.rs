@@ -15,7 +15,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     convert,
-    deadline::Deadline,
     hangup::Hangup,
     proto::{
         self, Deliveries, Delivery, Draining, Revoked, SettleResults, Started, SubscribeRequest,
@@ -26,6 +25,7 @@ use super::{
     status,
 };
 use crate::{
+    deadline::Deadline,
     error::Failure,
     failure::ErrorDetail,
     gateway::{

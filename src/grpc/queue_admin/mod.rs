@@ -13,7 +13,6 @@ use self::convert::{
 };
 use super::{
     convert::delivered,
-    deadline::Deadline,
     fields::{page_size, some},
     proto::{
         ApplyTopologyRequest, ApplyTopologyResponse, CreateBindingRequest, CreateBindingResponse,
@@ -32,6 +31,7 @@ use super::{
 };
 use crate::{
     broker::admin::OnlyIf,
+    deadline::Deadline,
     error::Failure,
     gateway::{
         Gateway,
