@@ -6,7 +6,7 @@ pub mod server; // one port, start to end
 pub mod shutdown;
 
 pub mod grpc; // one file a .proto
-pub mod http; // the same port, for probes and people
+pub mod http; // the same port, for probes, scripts and people
 
 pub mod gateway; // what the service does, one file a feature
 

@@ -55,6 +55,8 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("CORS_ORIGINS: {0:?} is not an origin")]
     Cors(String),
+    #[error("CORS_ORIGINS")]
+    Origin(#[from] tower_http::csrf::ConfigError),
     #[error("the server failed")]
     Transport(#[from] tonic::transport::Error),
     #[error("streams were still open when the grace ended, and were cut")]
@@ -223,7 +225,7 @@ pub async fn run(
     let following = tokio::spawn(follow(health.clone(), broker.clone()));
     let following_store = tokio::spawn(follow_store(health.clone(), store.clone()));
 
-    let rest = rest::routes(&app.name, broker.links(), store.watch());
+    let rest = rest::routes(&app.name, &gateway, store.watch(), &http.cors_origins)?;
     let routes = grpc::routes(Routes::from(rest), &gateway, &health)?;
     let ended = CancellationToken::new();
     let serving = Server::builder()

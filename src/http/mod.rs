@@ -1,0 +1,43 @@
+//! Plain HTTP on the same port: probes, and JSON twins of the rpcs for services and scripts that speak no gRPC.
+//!
+//! To add a route: write its handler with a `#[utoipa::path]` (which is both the route and its description in
+//! `/openapi.json`), name it in its file's `routes`, and test it in `tests/it/`.
+
+mod body;
+mod deadline;
+mod envelope;
+mod error;
+mod failed;
+mod openapi;
+mod probes;
+mod publish;
+
+use axum::{Router, middleware};
+use tower::util::option_layer;
+use tower_http::csrf::ConfigError;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{gateway::Gateway, store::Presence};
+
+/// The routes. `service` is the name that `/api/health` answers; `origins` are those of the web pages that may call.
+pub fn routes(
+    service: &str,
+    gateway: &Gateway,
+    database: Presence,
+    origins: &[String],
+) -> Result<Router, ConfigError> {
+    let api = OpenApiRouter::new()
+        .merge(publish::routes(&gateway.limits))
+        .merge(failed::routes())
+        .with_state(gateway.clone());
+    let (router, description) = openapi::described()
+        .merge(probes::routes(service, gateway.broker.links(), database))
+        .merge(api)
+        .split_for_parts();
+    Ok(router
+        .route("/openapi.json", openapi::serve(description))
+        .fallback(error::no_such_route)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(option_layer(error::cross_site(origins)?))
+        .layer(middleware::from_fn(deadline::enforce)))
+}
