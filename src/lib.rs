@@ -19,6 +19,7 @@ pub mod config;
 pub mod deadline; // the caller's
 pub mod error; // what callers are told
 pub mod message;
+pub mod metrics; // figures for those who watch
 pub mod names;
 pub mod telemetry;
 pub mod timer;

@@ -22,12 +22,14 @@ use crate::{
     gateway::{
         Gateway, Limits,
         alerts::{self, Alerts, Eyes},
+        exposition::Exposition,
         failed::FailedMessages,
         message_log::MessageLog,
         queue_admin::QueueAdmin,
     },
     grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer},
     http as rest,
+    metrics::Metrics,
     store::{OpenError, Store},
 };
 
@@ -73,7 +75,8 @@ pub async fn serve(
     // First, because it may be unusable for good: then nothing else is begun.
     let store = Store::open(config.database.clone(), DATABASE_PATIENCE).await?;
     let log = MessageLog::start(store.clone(), config.message_log);
-    let broker = connect(&config).await?;
+    let metrics = Metrics::default();
+    let broker = connect(&config, &metrics).await?;
     let topology = config.topology.as_ref().map(|file| file.topology.clone());
     if let Some(file) = config.topology {
         declare(broker.clone(), file).await;
@@ -82,6 +85,7 @@ pub async fn serve(
         broker,
         store,
         log,
+        metrics,
         topology,
     };
     let settings = Settings {
@@ -99,6 +103,7 @@ pub struct Backends {
     pub broker: Arc<dyn Broker>,
     pub store: Store,
     pub log: MessageLog,
+    pub metrics: Metrics,
     /// What was declared at start; its queues' dead letters are collected from then on.
     pub topology: Option<Topology>,
 }
@@ -113,10 +118,10 @@ pub struct Settings {
 }
 
 /// The one place that chooses the broker.
-async fn connect(config: &Config) -> Result<Arc<dyn Broker>, ServeError> {
+async fn connect(config: &Config, metrics: &Metrics) -> Result<Arc<dyn Broker>, ServeError> {
     Ok(match &config.rabbitmq {
         Some(options) => {
-            let broker = RabbitMq::start(options)?;
+            let broker = RabbitMq::start(options, metrics)?;
             if !broker.connected(BROKER_PATIENCE).await {
                 warn!(
                     "starting without the broker; it is tried on, and publishes are refused meanwhile"
@@ -193,6 +198,7 @@ pub async fn run(
         broker,
         store,
         log,
+        metrics,
         topology,
     } = backends;
     let managed = topology.as_ref().map(Topology::dead_lettered);
@@ -201,6 +207,7 @@ pub async fn run(
         store.clone(),
         Arc::new(retries),
         log.clone(),
+        metrics.clone(),
         managed.unwrap_or_default(),
     );
     let queues = QueueAdmin::new(broker.clone(), failed.clone(), limits.queues, topology);
@@ -220,12 +227,15 @@ pub async fn run(
         alerts,
         limits,
         stopping.clone(),
+        metrics.clone(),
     );
     let health = Health::starting().await;
     let following = tokio::spawn(follow(health.clone(), broker.clone()));
     let following_store = tokio::spawn(follow_store(health.clone(), store.clone()));
 
-    let rest = rest::routes(&app.name, &gateway, store.watch(), &http.cors_origins)?;
+    let exposition = Exposition::new(metrics, broker.links(), store.clone(), log.clone());
+    let rest = rest::routes(&app.name, &gateway, store.watch(), &http.cors_origins)?
+        .merge(rest::metrics::route(exposition));
     let routes = grpc::routes(Routes::from(rest), &gateway, &health)?;
     let ended = CancellationToken::new();
     let serving = Server::builder()

@@ -55,8 +55,8 @@ impl Receipt {
     }
 
     /// Lets somebody else know the answer too, before whoever waits for it.
-    pub fn witnessed(mut self, witness: Option<Witness>) -> Self {
-        self.witness = witness;
+    pub fn witnessed(mut self, witness: Witness) -> Self {
+        self.witness = Some(witness);
         self
     }
 
@@ -122,9 +122,9 @@ mod tests {
         let (told, heard) = std::sync::mpsc::channel();
         let witness = || {
             let told = told.clone();
-            Some(Witness::new(move |fate| {
+            Witness::new(move |fate| {
                 let _ = told.send(fate);
-            }))
+            })
         };
         let (receipt, answer) = Receipt::single();
         drop(answer);

@@ -3,12 +3,14 @@
 pub mod ack_id;
 pub mod alerts;
 pub mod dead_letter;
+pub mod exposition;
 pub mod failed;
 pub mod ledger;
 pub mod message_log;
 pub mod page;
 pub mod publish;
 pub mod queue_admin;
+mod records;
 mod session;
 pub mod subscribe;
 mod suspects;
@@ -23,7 +25,10 @@ use self::{
     alerts::Alerts, failed::FailedMessages, message_log::MessageLog, queue_admin::QueueAdmin,
     suspects::Suspects,
 };
-use crate::broker::{Broker, topology::QueueDefaults};
+use crate::{
+    broker::{Broker, topology::QueueDefaults},
+    metrics::Metrics,
+};
 
 /// What a request may hold besides its payload: headers, properties, and the encoding's own bytes.
 const ENVELOPE_BYTES: usize = 64 * 1024;
@@ -67,6 +72,7 @@ pub struct Gateway {
     pub(crate) log: MessageLog,
     pub(crate) queues: QueueAdmin,
     pub(crate) alerts: Alerts,
+    pub(crate) metrics: Metrics,
     pub(crate) limits: Arc<Limits>,
     /// Payload bytes that may still come in.
     admission: Arc<Semaphore>,
@@ -90,6 +96,7 @@ impl Gateway {
         alerts: Alerts,
         limits: Limits,
         stopping: CancellationToken,
+        metrics: Metrics,
     ) -> Self {
         let admission = Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS));
         let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
@@ -100,6 +107,7 @@ impl Gateway {
             log,
             queues,
             alerts,
+            metrics,
             limits: Arc::new(limits),
             admission: Arc::new(admission),
             subscriptions: Arc::new(subscriptions),

@@ -61,6 +61,7 @@ struct Ids {
     publish_id: Uuid,
     /// The message's id is the client's own.
     named: bool,
+    since: Instant,
 }
 
 impl Gateway {
@@ -70,7 +71,7 @@ impl Gateway {
             Err(refused) => refused,
             Ok((ids, publish)) => {
                 let (receipt, fate) = Receipt::single();
-                let receipt = receipt.witnessed(self.log.witness(&publish, ids.named));
+                let receipt = receipt.witnessed(self.witness(&publish, ids.named, ids.since));
                 self.broker.publish(self.broker.lane(), publish, receipt);
                 let lost = Fate::InDoubt(InDoubt::ConfirmLost);
                 ids.published(fate.await.unwrap_or(lost))
@@ -84,8 +85,11 @@ impl Gateway {
         mut outgoing: Outgoing,
         deadline: Instant,
     ) -> Result<(Ids, Publish), Published> {
+        let since = Instant::now();
         if let Err(invalid) = validate::outgoing(&outgoing, self.limits.max_payload_bytes) {
-            return Err(Published::refused(outgoing.message.message_id, invalid));
+            let refused = Published::refused(outgoing.message.message_id, invalid);
+            self.note_refused(&refused.outcome, since);
+            return Err(refused);
         }
         let publish_id = Uuid::now_v7();
         let named = outgoing.message.message_id.is_some();
@@ -97,12 +101,15 @@ impl Gateway {
             message_id: message_id.clone(),
             publish_id,
             named,
+            since,
         };
         if let Err(outcome) = self.exchange_takes(&outgoing.exchange, deadline).await {
+            self.note_refused(&outcome, since);
             return Err(self.not_handed_over(ids, outcome));
         }
         let size = u32::try_from(outgoing.message.payload.len()).unwrap_or(u32::MAX);
         let Ok(admission) = self.admission.clone().try_acquire_many_owned(size) else {
+            self.note_overloaded(&outgoing.exchange, since);
             let overloaded = Fate::NotSent(NotSent::Overloaded).into();
             return Err(self.not_handed_over(ids, overloaded));
         };
@@ -138,6 +145,12 @@ impl Gateway {
                 Error::Blocked => Fate::NotSent(NotSent::BrokerBlocked).into(),
                 _ => Fate::NotSent(NotSent::BrokerDown).into(),
             })
+    }
+
+    /// A publish that could not even be read. Counted like those that are refused for what they say.
+    pub fn refuse(&self, refused: Published) -> Published {
+        self.note_refused(&refused.outcome, Instant::now());
+        refused
     }
 
     /// Publishes that share a lane, and their results as they come.
@@ -185,6 +198,11 @@ pub struct Publishes {
 }
 
 impl Publishes {
+    /// See [`Gateway::refuse`].
+    pub fn refuse(&self, refused: Published) -> Published {
+        self.gateway.refuse(refused)
+    }
+
     /// How many are unanswered.
     pub fn pending(&self) -> usize {
         self.pending.len()
@@ -200,7 +218,7 @@ impl Publishes {
         match self.gateway.prepare(outgoing, deadline).await {
             Err(published) => Some(published),
             Ok((ids, publish)) => {
-                let witness = self.gateway.log.witness(&publish, ids.named);
+                let witness = self.gateway.witness(&publish, ids.named, ids.since);
                 let key = self.pending.insert((sequence, ids));
                 let receipt = Receipt::keyed(key, &self.answers).witnessed(witness);
                 self.gateway.broker.publish(self.lane, publish, receipt);

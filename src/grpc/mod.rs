@@ -13,6 +13,7 @@ mod health;
 mod message_log;
 mod publisher;
 mod queue_admin;
+mod requests;
 pub mod status;
 mod subscriber;
 
@@ -26,6 +27,7 @@ use self::proto::{
     publisher_server::PublisherServer, queue_admin_server::QueueAdminServer,
     subscriber_server::SubscriberServer,
 };
+use self::requests::Requests;
 use crate::gateway::Gateway;
 
 pub use self::health::Health;
@@ -59,21 +61,22 @@ pub fn routes(
         .accept_compressed(CompressionEncoding::Gzip);
     let queues = QueueAdminServer::new(queue_admin::Service::new(gateway.clone()))
         .accept_compressed(CompressionEncoding::Gzip);
+    let requests = Requests::new(gateway.metrics.clone());
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     Ok(routes
-        .add_service(web(publisher))
-        .add_service(web(subscriber))
-        .add_service(web(failed))
-        .add_service(web(log))
-        .add_service(web(queues))
-        .add_service(web(health.server()))
-        .add_service(web(reflection().build_v1()?))
+        .add_service(web(requests.counted(publisher)))
+        .add_service(web(requests.counted(subscriber)))
+        .add_service(web(requests.counted(failed)))
+        .add_service(web(requests.counted(log)))
+        .add_service(web(requests.counted(queues)))
+        .add_service(web(requests.counted(health.server())))
+        .add_service(web(requests.counted(reflection().build_v1()?)))
         // grpcurl before 1.9 and other older tools ask for the alpha version only.
-        .add_service(web(reflection().build_v1alpha()?)))
+        .add_service(web(requests.counted(reflection().build_v1alpha()?))))
 }
 
 /// Whether a request is a call of gRPC or gRPC-Web.

@@ -61,7 +61,7 @@ impl Publisher for Service {
         let deadline = self.deadline(&request);
         let published = match convert::outgoing(request.into_inner()) {
             Ok(outgoing) => self.gateway.publish(outgoing, deadline).await,
-            Err(refused) => refused,
+            Err(refused) => self.gateway.refuse(refused),
         };
         let publish_id = convert::publish_id(&published);
         match Failure::of_publish(published.outcome) {
@@ -220,11 +220,11 @@ async fn submit(
 ) -> Option<Published> {
     let Some(request) = request else {
         let missing = Invalid::field("publish", "must be set");
-        return Some(Published::refused(None, missing));
+        return Some(publishes.refuse(Published::refused(None, missing)));
     };
     match convert::outgoing(request) {
         Ok(outgoing) => publishes.submit(sequence, outgoing, deadline).await,
-        Err(refused) => Some(refused),
+        Err(refused) => Some(publishes.refuse(refused)),
     }
 }
 

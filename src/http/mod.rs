@@ -8,6 +8,7 @@ mod deadline;
 mod envelope;
 mod error;
 mod failed;
+pub mod metrics;
 mod openapi;
 mod probes;
 mod publish;

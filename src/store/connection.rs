@@ -242,6 +242,24 @@ impl Pools {
         timeout(PING_TIMEOUT, ping).await.unwrap_or(false)
     }
 
+    /// How many connections there are, and how many of them are idle.
+    pub(super) fn connections(&self) -> (u64, u64) {
+        fn of<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> (u64, u64) {
+            let idle = u64::try_from(pool.num_idle()).unwrap_or(u64::MAX);
+            (pool.size().into(), idle)
+        }
+        match self.backend {
+            DbBackend::MySql => of(self.write.get_mysql_connection_pool()),
+            DbBackend::Postgres => of(self.write.get_postgres_connection_pool()),
+            // The reader's pool and the writer's.
+            _ => {
+                let [read, write] =
+                    [&self.read, &self.write].map(|pool| of(pool.get_sqlite_connection_pool()));
+                (read.0 + write.0, read.1 + write.1)
+            }
+        }
+    }
+
     pub(super) async fn close(self: Arc<Self>) {
         let _ = timeout(PATIENCE, self.read.close_by_ref()).await;
         let _ = timeout(PATIENCE, self.write.close_by_ref()).await;

@@ -77,6 +77,11 @@ impl Store {
         Presence(self.link.watch())
     }
 
+    /// How many connections there are, and how many of them are idle. `None`: the database is away.
+    pub fn connections(&self) -> Option<(u64, u64)> {
+        self.link.up().map(|pools| pools.connections())
+    }
+
     /// Closes all connections. Transactions under way are finished or rolled back.
     pub async fn close(&self) {
         self.stop.cancel();

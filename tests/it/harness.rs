@@ -12,6 +12,7 @@ use courtier::{
     config::{Config, reader::Reader},
     gateway::{Limits, message_log::MessageLog},
     grpc::proto::{publisher_client::PublisherClient, subscriber_client::SubscriberClient},
+    metrics::Metrics,
     server,
     store::{Place, Store},
 };
@@ -40,6 +41,7 @@ pub struct Setup {
     pub config: Config,
     /// As if it had been declared at start.
     pub topology: Option<Topology>,
+    pub metrics: Metrics,
 }
 
 impl Setup {
@@ -78,9 +80,14 @@ impl Gateway {
         let mut setup = Setup {
             config,
             topology: None,
+            metrics: Metrics::default(),
         };
         change(&mut setup);
-        let Setup { config, topology } = setup;
+        let Setup {
+            config,
+            topology,
+            metrics,
+        } = setup;
         let store = Store::open(config.database.clone(), PATIENCE / 10).await;
         let store = store.expect("the database opens");
         let log = MessageLog::start(store.clone(), config.message_log);
@@ -92,6 +99,7 @@ impl Gateway {
             broker: broker.clone(),
             store,
             log: log.clone(),
+            metrics,
             topology,
         };
         let serving = tokio::spawn(async move {
@@ -185,7 +193,7 @@ pub fn connect_with(url: &str, management: ManagementAt) -> Arc<rabbitmq::Rabbit
         ca_pem: None,
         management,
     };
-    rabbitmq::RabbitMq::start(&options).expect("a valid URL")
+    rabbitmq::RabbitMq::start(&options, &Metrics::default()).expect("a valid URL")
 }
 
 /// Waits until `condition` holds: the way to wait for what happens on its own.

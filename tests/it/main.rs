@@ -30,6 +30,7 @@ mod hostile;
 mod instance;
 mod load;
 mod message_log;
+mod metrics;
 mod native;
 mod outage;
 mod patient;

@@ -108,6 +108,11 @@ impl Process {
         .await;
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// A connection of one's own, made when it is used, and again after it broke.
     pub fn channel(&self) -> Channel {
         self.channels()()

@@ -67,5 +67,5 @@ fn broker(url: &str, ca_pem: Option<String>) -> Arc<rabbitmq::RabbitMq> {
         ca_pem,
         management: ManagementAt::Off,
     };
-    rabbitmq::RabbitMq::start(&options).expect("a valid URL")
+    rabbitmq::RabbitMq::start(&options, &Default::default()).expect("a valid URL")
 }

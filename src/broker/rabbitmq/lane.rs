@@ -32,6 +32,7 @@ use super::{
 use crate::{
     broker::{Fate, InDoubt, NotSent, Publish, Receipt},
     message::header,
+    metrics,
     timer::until,
 };
 
@@ -61,6 +62,7 @@ impl Lane {
         exchanges: Arc<Exchanges>,
         tasks: &TaskTracker,
         stop: CancellationToken,
+        figures: metrics::Lane,
     ) -> Self {
         let (sender, jobs) = mpsc::unbounded_channel();
         let worker = Worker {
@@ -69,6 +71,7 @@ impl Lane {
             backlog: VecDeque::new(),
             unanswered: 0,
             next_deadline: None,
+            figures,
         };
         tasks.spawn(run(worker, jobs, stop));
         Self(sender)
@@ -115,6 +118,7 @@ struct Worker {
     unanswered: usize,
     /// Not later than the earliest deadline of all unanswered jobs.
     next_deadline: Option<Instant>,
+    figures: metrics::Lane,
 }
 
 async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: CancellationToken) {
@@ -149,6 +153,8 @@ async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: C
             changed = worker.link.changed(), if worker.link.has_changed().is_ok() => drop(changed),
         }
         worker.feed(open.as_mut());
+        let (backlog, unconfirmed) = (worker.backlog.len(), worker.unanswered);
+        worker.figures.set(backlog, unconfirmed);
     }
     if let Some(open) = open {
         let closing = open.channel.close(200, "bye".into());

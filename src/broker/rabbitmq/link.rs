@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
-use crate::broker::Error;
+use crate::{broker::Error, metrics::Metrics};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -109,7 +109,7 @@ fn is_local(uri: &AMQPUri) -> bool {
 }
 
 /// What a link is for. Each role has connections of its own, so that a blocked publisher never stops acks.
-#[derive(Clone, Copy, Debug, strum::Display)]
+#[derive(Clone, Copy, Debug, strum::Display, strum::IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub(super) enum Role {
     Publish,
@@ -148,15 +148,20 @@ pub(super) struct Link {
     state: watch::Receiver<State>,
 }
 
+/// What all links are made with.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) endpoint: Endpoint,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    pub(super) metrics: Metrics,
+}
+
 impl Link {
-    pub(super) fn start(
-        endpoint: Endpoint,
-        role: Role,
-        tasks: &TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(super) fn start(connector: &Connector, role: Role) -> Self {
         let (sender, state) = watch::channel(State::Down);
-        tasks.spawn(supervise(endpoint, role, sender, stop));
+        let supervised = supervise(connector.clone(), role, sender);
+        connector.tasks.spawn(supervised);
         Self { state }
     }
 
@@ -200,12 +205,14 @@ impl Link {
     }
 }
 
-async fn supervise(
-    endpoint: Endpoint,
-    role: Role,
-    state: watch::Sender<State>,
-    stop: CancellationToken,
-) {
+async fn supervise(connector: Connector, role: Role, state: watch::Sender<State>) {
+    let Connector {
+        endpoint,
+        stop,
+        metrics,
+        ..
+    } = connector;
+    let mut stood = false;
     let mut generation = 0;
     let mut failures = 0;
     loop {
@@ -217,6 +224,8 @@ async fn supervise(
         match outcome {
             Ok((connection, cord)) => {
                 failures = 0;
+                metrics.connected(role.into(), stood);
+                stood = true;
                 info!(link = %role, generation, "connected to the broker");
                 let cause = live(connection, generation, &state, &stop).await;
                 state.send_replace(State::Down);

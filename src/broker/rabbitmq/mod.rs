@@ -36,7 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     exchanges::Exchanges,
-    link::{Endpoint, Link, Role, State},
+    link::{Connector, Endpoint, Link, Role, State},
     management::Management,
     pool::Pool,
 };
@@ -45,6 +45,7 @@ use super::{
     admin::Admin,
     topology::{Difference, Topology},
 };
+use crate::metrics::Metrics;
 
 /// Channels that publishes are spread over. A stream or batch has one of them, which keeps its order.
 const LANES: usize = 8;
@@ -161,25 +162,32 @@ pub struct BadUrl(String);
 
 impl RabbitMq {
     /// Starts connecting, and goes on for ever: an absent broker is no error.
-    pub fn start(options: &Options) -> Result<Arc<Self>, BadUrl> {
+    pub fn start(options: &Options, metrics: &Metrics) -> Result<Arc<Self>, BadUrl> {
         let endpoint = options.endpoint()?;
         let management = options.management(&endpoint)?;
         let virtual_host = endpoint.virtual_host();
         let (stop_lanes, lane_tasks) = (CancellationToken::new(), TaskTracker::new());
         let (stop_links, link_tasks) = (CancellationToken::new(), TaskTracker::new());
-        let link = |role| Link::start(endpoint.clone(), role, &link_tasks, stop_links.clone());
+        let connector = Connector {
+            endpoint,
+            tasks: link_tasks.clone(),
+            stop: stop_links.clone(),
+            metrics: metrics.clone(),
+        };
+        let link = |role| Link::start(&connector, role);
         let (publish, consume, admin) =
             (link(Role::Publish), link(Role::Consume), link(Role::Admin));
         let exchanges = Arc::new(Exchanges::new(publish.clone()));
-        let lane = |_| {
+        let lane = |index| {
             let stop = stop_lanes.clone();
-            lane::Lane::start(&publish, exchanges.clone(), &lane_tasks, stop)
+            let figures = metrics.lane(index);
+            lane::Lane::start(&publish, exchanges.clone(), &lane_tasks, stop, figures)
         };
         let lanes = (0..LANES).map(lane).collect();
         Ok(Arc::new(Self {
             links: follow(&publish, &consume, &link_tasks),
             exchanges,
-            pool: Pool::new(consume, endpoint, link_tasks.clone(), stop_links.clone()),
+            pool: Pool::new(consume, connector),
             publish,
             admin,
             management,

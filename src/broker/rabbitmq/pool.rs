@@ -11,9 +11,8 @@ use std::{
 
 use lapin::Connection;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::link::{Endpoint, Link, Role, Up};
+use super::link::{Connector, Link, Role, Up};
 use crate::broker::Error;
 
 /// RabbitMQ allows 2,047 channels a connection by default (<https://www.rabbitmq.com/docs/channels#channel-max>);
@@ -24,9 +23,7 @@ const LINKS_MAX: usize = 40;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct Pool {
-    endpoint: Endpoint,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    connector: Connector,
     links: Mutex<Vec<Shared>>,
 }
 
@@ -67,22 +64,12 @@ impl Place {
 
 impl Pool {
     /// `first` carries subscriptions until it is full.
-    pub(super) fn new(
-        first: Link,
-        endpoint: Endpoint,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(first: Link, connector: Connector) -> Self {
         let links = Mutex::new(vec![Shared {
             link: first,
             used: Arc::default(),
         }]);
-        Self {
-            endpoint,
-            tasks,
-            stop,
-            links,
-        }
+        Self { connector, links }
     }
 
     pub(super) async fn place(&self, deadline: Instant) -> Result<Place, Error> {
@@ -106,12 +93,7 @@ impl Pool {
         let shared = match free {
             Some(index) => links[index].clone(),
             None if links.len() < LINKS_MAX => {
-                let link = Link::start(
-                    self.endpoint.clone(),
-                    Role::Consume,
-                    &self.tasks,
-                    self.stop.clone(),
-                );
+                let link = Link::start(&self.connector, Role::Consume);
                 let used = Arc::default();
                 let shared = Shared { link, used };
                 links.push(shared.clone());

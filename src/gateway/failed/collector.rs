@@ -18,6 +18,7 @@ use crate::{
     },
     failure::{Death, schedule::Policy},
     gateway::message_log::{self, MessageLog},
+    metrics::Metrics,
     store::{Collected, Error, Store},
 };
 
@@ -38,6 +39,7 @@ pub struct Collectors {
     store: Store,
     policy: Arc<Policy>,
     log: MessageLog,
+    metrics: Metrics,
     /// Queues whose dead letters are collected.
     queues: Arc<Mutex<HashSet<String>>>,
     stop: CancellationToken,
@@ -50,6 +52,7 @@ impl Collectors {
         store: Store,
         policy: Arc<Policy>,
         log: MessageLog,
+        metrics: Metrics,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -57,6 +60,7 @@ impl Collectors {
             store,
             policy,
             log,
+            metrics,
             queues: Arc::default(),
             stop,
             tasks: TaskTracker::new(),
@@ -250,10 +254,14 @@ impl Collector {
             .collect(deaths, |queue| policy.of(queue).clone())
             .await?;
         self.of.log.failed(deaths, &collected, at);
-        let duplicates = collected
-            .iter()
-            .filter(|one| **one == Collected::Duplicate)
-            .count();
+        let mut duplicates = 0;
+        for (death, collected) in deaths.iter().zip(&collected) {
+            if *collected == Collected::Duplicate {
+                duplicates += 1;
+            } else {
+                self.of.metrics.collected(&self.queue, death.reason.into());
+            }
+        }
         tracing::info!(
             queue = self.queue,
             failed = collected.len() - duplicates,

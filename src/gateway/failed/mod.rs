@@ -23,9 +23,10 @@ use super::{
     validate::{self, Invalid},
 };
 use crate::{
-    broker::{Broker, Fate},
+    broker::{Broker, Fate, Witness},
     failure::{Attempt, FailedMessage, Status, schedule::Policy},
     message::{Message, Value, header},
+    metrics::Metrics,
     store::{self, Claimed, Filter, Group, Operation, Sent, Stats, Store},
 };
 
@@ -142,6 +143,7 @@ impl FailedMessages {
         store: Store,
         policy: Arc<Policy>,
         log: MessageLog,
+        metrics: Metrics,
         managed: impl IntoIterator<Item = String>,
     ) -> (Self, Background) {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -150,10 +152,11 @@ impl FailedMessages {
             store.clone(),
             policy.clone(),
             log.clone(),
+            metrics.clone(),
             stop.clone(),
         );
         collectors.start(managed);
-        let sender = Sender::new(broker, store.clone(), policy, log.clone());
+        let sender = Sender::new(broker, store.clone(), policy, log.clone(), metrics);
         scheduler::start(sender.clone(), stop.clone(), &tasks);
         let (acks, recording) = acks::recorder(store.clone());
         let recorder = tokio::spawn(recording);
@@ -285,7 +288,7 @@ impl FailedMessages {
             let row = &claimed.message;
             let publish = service.sender.publish_to(&row.queue, message, at);
             let publish_id = publish.publish_id;
-            let witness = service.log.witness(&publish, named);
+            let witness = service.log.witness(&publish, named).map(Witness::new);
             let sent_at = message_log::now();
             let fate = service.sender.publish(publish, witness).await;
             let token = claimed.token;

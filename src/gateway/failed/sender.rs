@@ -10,6 +10,7 @@ use crate::{
     failure::{FailedMessage, Time, schedule::Policy},
     gateway::message_log::{self, MessageLog},
     message::{Message, Value, header},
+    metrics::Metrics,
     store::{Claimed, Error, Sent, Store},
 };
 
@@ -27,6 +28,7 @@ pub struct Sender {
     pub(super) store: Store,
     pub(super) policy: Arc<Policy>,
     log: MessageLog,
+    metrics: Metrics,
 }
 
 impl Sender {
@@ -35,12 +37,14 @@ impl Sender {
         store: Store,
         policy: Arc<Policy>,
         log: MessageLog,
+        metrics: Metrics,
     ) -> Self {
         Self {
             broker,
             store,
             policy,
             log,
+            metrics,
         }
     }
 
@@ -68,7 +72,10 @@ impl Sender {
     /// Publishes it.
     pub async fn publish(&self, publish: Publish, witness: Option<Witness>) -> Fate {
         let (receipt, fate) = Receipt::single();
-        let receipt = receipt.witnessed(witness);
+        let receipt = match witness {
+            Some(witness) => receipt.witnessed(witness),
+            None => receipt,
+        };
         self.broker.publish(self.broker.lane(), publish, receipt);
         let lost = Fate::InDoubt(InDoubt::ConfirmLost);
         fate.await.unwrap_or(lost)
@@ -85,6 +92,7 @@ impl Sender {
         let publish = self.publish_to(&row.queue, retry_of(row), claimed_at);
         let fate = self.publish(publish, None).await;
         self.note(row, at, fate);
+        self.metrics.retried(&row.queue, fate.into());
         let sent = self.sent(fate);
         tracing::info!(
             id = %row.id,

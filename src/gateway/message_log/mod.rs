@@ -18,7 +18,7 @@ use super::{
     page::{self, BadToken, Listed},
 };
 use crate::{
-    broker::{Fate, InDoubt, NotSent, Publish, Witness},
+    broker::{Fate, InDoubt, NotSent, Publish},
     failure::{Death, FailedMessage, Time},
     message::{Message, header},
     store::{self, Collected, Entry, Event, Happened, LogFilter, Logged, Settlement, Store, What},
@@ -159,7 +159,11 @@ impl MessageLog {
 
     /// Whoever is to be told what becomes of a publish, which is about to be handed over; also when its caller is gone by
     /// then. `named`: the client gave it its id, so an earlier publish may have had the same.
-    pub(super) fn witness(&self, publish: &Publish, named: bool) -> Option<Witness> {
+    pub(super) fn witness(
+        &self,
+        publish: &Publish,
+        named: bool,
+    ) -> Option<impl FnOnce(Fate) + Send + use<>> {
         let log = self.0.clone()?;
         let at = now();
         let message = &publish.message;
@@ -182,14 +186,14 @@ impl MessageLog {
             keeps_payload,
             payload_size,
         });
-        Some(Witness::new(move |fate| {
+        Some(move |fate| {
             // Others are certainly with no queue.
             let stored = matches!(fate, Fate::Confirmed | Fate::Rejected | Fate::InDoubt(_));
             if stored || named {
                 let entry = stored.then_some(entry);
                 log.buffer.add([published(message_id, at, fate, entry)]);
             }
-        }))
+        })
     }
 
     /// A message to which the client gave its id was not handed over.

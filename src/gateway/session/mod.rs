@@ -100,7 +100,7 @@ impl Session {
         stream_deadline: Option<Instant>,
         seat: OwnedSemaphorePermit,
     ) -> Self {
-        let log = SessionLog::new(gateway.log.clone(), &plan);
+        let log = SessionLog::new(gateway.log.clone(), &gateway.metrics, &plan);
         Self {
             gateway,
             subscription,
@@ -162,6 +162,7 @@ impl Session {
             if let Some(end) = self.finished() {
                 return Over::End(end);
             }
+            self.log.outstanding(self.ledger.len());
             self.unread_since = match self.unread_since {
                 _ if self.outbox.is_empty() => None,
                 None => Some(Instant::now()),
