@@ -23,3 +23,4 @@ pub mod metrics; // figures for those who watch
 pub mod names;
 pub mod telemetry;
 pub mod timer;
+pub mod traces; // the journey of each message

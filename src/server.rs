@@ -31,6 +31,7 @@ use crate::{
     http as rest,
     metrics::Metrics,
     store::{OpenError, Store},
+    traces::{BadEndpoint, Traces},
 };
 
 /// How long the broker may take to answer before the port opens without it.
@@ -46,6 +47,9 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
+/// A request's headers, in all. Callers' tracing libraries may send large ones, which are no reason to refuse a call.
+const HEADER_LIST: u32 = 128 * 1024;
+
 /// Why the server could not start or ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -53,6 +57,8 @@ pub enum ServeError {
     Broker(#[from] crate::broker::rabbitmq::BadUrl),
     #[error("the database")]
     Database(#[from] OpenError),
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT: {0}")]
+    Traces(#[from] BadEndpoint),
     #[error("the API's description does not load")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("CORS_ORIGINS: {0:?} is not an origin")]
@@ -78,6 +84,10 @@ pub async fn serve(
     let metrics = Metrics::default();
     let broker = connect(&config, &metrics).await?;
     let topology = config.topology.as_ref().map(|file| file.topology.clone());
+    let traces = match &config.traces {
+        Some(collector) => Traces::start(collector)?,
+        None => Traces::default(),
+    };
     if let Some(file) = config.topology {
         declare(broker.clone(), file).await;
     }
@@ -86,6 +96,7 @@ pub async fn serve(
         store,
         log,
         metrics,
+        traces,
         topology,
     };
     let settings = Settings {
@@ -104,6 +115,7 @@ pub struct Backends {
     pub store: Store,
     pub log: MessageLog,
     pub metrics: Metrics,
+    pub traces: Traces,
     /// What was declared at start; its queues' dead letters are collected from then on.
     pub topology: Option<Topology>,
 }
@@ -199,6 +211,7 @@ pub async fn run(
         store,
         log,
         metrics,
+        traces,
         topology,
     } = backends;
     let managed = topology.as_ref().map(Topology::dead_lettered);
@@ -208,6 +221,7 @@ pub async fn run(
         Arc::new(retries),
         log.clone(),
         metrics.clone(),
+        traces.clone(),
         managed.unwrap_or_default(),
     );
     let queues = QueueAdmin::new(broker.clone(), failed.clone(), limits.queues, topology);
@@ -228,6 +242,7 @@ pub async fn run(
         limits,
         stopping.clone(),
         metrics.clone(),
+        traces.clone(),
     );
     let health = Health::starting().await;
     let following = tokio::spawn(follow(health.clone(), broker.clone()));
@@ -242,6 +257,7 @@ pub async fn run(
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADER_LIST)
         .max_concurrent_streams(http.max_streams_per_connection)
         .max_connection_age(http.max_connection_age)
         .http2_keepalive_interval(Some(http.keepalive_interval))
@@ -279,6 +295,7 @@ pub async fn run(
     // What consumers acked last.
     let _ = timeout(LAST_WORDS, background.flushed()).await;
     log.close(LAST_WORDS).await;
+    traces.close().await;
     store.close().await;
     match (settled, closed) {
         (Ok(()), Ok(_)) => Ok(()),

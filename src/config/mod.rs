@@ -26,6 +26,7 @@ use crate::{
         message_log::{self, Room},
     },
     store::{self, Place},
+    traces,
 };
 
 /// How often due retries are looked for.
@@ -65,6 +66,8 @@ pub struct Config {
     pub alerts: alerts::Options,
     pub http: Http,
     pub log: Log,
+    /// `None`: nobody is told of traces.
+    pub traces: Option<traces::Options>,
 }
 
 /// What the process is called and where it listens.
@@ -131,6 +134,7 @@ impl Config {
                 json: reader.one_of("LOG_FORMAT", &["text", "json"]) == "json",
                 filter: reader.text("RUST_LOG"),
             },
+            traces: traces(&mut reader, &app.name),
             app,
             rabbitmq,
         };
@@ -350,6 +354,15 @@ fn alerts(reader: &mut Reader) -> alerts::Options {
         ignored_queues: reader.list("ALERT_IGNORE_QUEUES"),
         webhook: webhook.map(SecretString::from),
     }
+}
+
+fn traces(reader: &mut Reader, app: &str) -> Option<traces::Options> {
+    let endpoint = reader.optional("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+    let service = reader.optional("OTEL_SERVICE_NAME");
+    let options = traces::Options::new(&endpoint, service.as_deref().unwrap_or(app));
+    options
+        .map_err(|bad| reader.problem("OTEL_EXPORTER_OTLP_ENDPOINT", &bad.to_string()))
+        .ok()
 }
 
 fn database(reader: &mut Reader) -> store::Options {

@@ -288,6 +288,16 @@ pub const SETTINGS: &[Setting] = &[
         "5s",
         "How often queues, links and the database are looked at; at least 1s",
     ),
+    setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        "Collector to tell traces to (OTLP over gRPC), such as http://127.0.0.1:4317; unset: none",
+    ),
+    setting(
+        "OTEL_SERVICE_NAME",
+        "",
+        "Name of this service in traces; unset: APP_NAME",
+    ),
     setting("LOG_FORMAT", "text", "\"text\" or \"json\""),
     setting(
         "RUST_LOG",

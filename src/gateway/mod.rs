@@ -28,6 +28,7 @@ use self::{
 use crate::{
     broker::{Broker, topology::QueueDefaults},
     metrics::Metrics,
+    traces::Traces,
 };
 
 /// What a request may hold besides its payload: headers, properties, and the encoding's own bytes.
@@ -73,6 +74,7 @@ pub struct Gateway {
     pub(crate) queues: QueueAdmin,
     pub(crate) alerts: Alerts,
     pub(crate) metrics: Metrics,
+    traces: Traces,
     pub(crate) limits: Arc<Limits>,
     /// Payload bytes that may still come in.
     admission: Arc<Semaphore>,
@@ -97,6 +99,7 @@ impl Gateway {
         limits: Limits,
         stopping: CancellationToken,
         metrics: Metrics,
+        traces: Traces,
     ) -> Self {
         let admission = Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS));
         let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
@@ -108,6 +111,7 @@ impl Gateway {
             queues,
             alerts,
             metrics,
+            traces,
             limits: Arc::new(limits),
             admission: Arc::new(admission),
             subscriptions: Arc::new(subscriptions),

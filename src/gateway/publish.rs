@@ -11,8 +11,9 @@ use super::{
     validate::{self, Invalid},
 };
 use crate::{
-    broker::{Error, Fate, InDoubt, Lane, NotSent, Publish, Receipt},
+    broker::{Error, Fate, InDoubt, Lane, NotSent, Publish, Receipt, Witness},
     message::Message,
+    traces::Origin,
 };
 
 /// A message that a client wants published.
@@ -23,6 +24,8 @@ pub struct Outgoing {
     pub message: Message,
     /// A message that no queue takes counts as confirmed.
     pub allow_unroutable: bool,
+    /// The step of the caller's that this publish follows.
+    pub origin: Option<Origin>,
 }
 
 /// What became of a publish.
@@ -61,7 +64,6 @@ struct Ids {
     publish_id: Uuid,
     /// The message's id is the client's own.
     named: bool,
-    since: Instant,
 }
 
 impl Gateway {
@@ -69,9 +71,9 @@ impl Gateway {
     pub async fn publish(&self, outgoing: Outgoing, deadline: Instant) -> Published {
         match self.prepare(outgoing, deadline).await {
             Err(refused) => refused,
-            Ok((ids, publish)) => {
+            Ok((ids, publish, witness)) => {
                 let (receipt, fate) = Receipt::single();
-                let receipt = receipt.witnessed(self.witness(&publish, ids.named, ids.since));
+                let receipt = receipt.witnessed(witness);
                 self.broker.publish(self.broker.lane(), publish, receipt);
                 let lost = Fate::InDoubt(InDoubt::ConfirmLost);
                 ids.published(fate.await.unwrap_or(lost))
@@ -84,7 +86,7 @@ impl Gateway {
         &self,
         mut outgoing: Outgoing,
         deadline: Instant,
-    ) -> Result<(Ids, Publish), Published> {
+    ) -> Result<(Ids, Publish, Witness), Published> {
         let since = Instant::now();
         if let Err(invalid) = validate::outgoing(&outgoing, self.limits.max_payload_bytes) {
             let refused = Published::refused(outgoing.message.message_id, invalid);
@@ -101,7 +103,6 @@ impl Gateway {
             message_id: message_id.clone(),
             publish_id,
             named,
-            since,
         };
         if let Err(outcome) = self.exchange_takes(&outgoing.exchange, deadline).await {
             self.note_refused(&outcome, since);
@@ -113,6 +114,7 @@ impl Gateway {
             let overloaded = Fate::NotSent(NotSent::Overloaded).into();
             return Err(self.not_handed_over(ids, overloaded));
         };
+        let span = self.trace(&mut outgoing);
         let publish = Publish {
             publish_id,
             exchange: outgoing.exchange,
@@ -122,7 +124,8 @@ impl Gateway {
             deadline,
             admission: Some(admission),
         };
-        Ok((ids, publish))
+        let witness = self.witness(&publish, named, since, span);
+        Ok((ids, publish, witness))
     }
 
     fn not_handed_over(&self, ids: Ids, outcome: Outcome) -> Published {
@@ -217,8 +220,7 @@ impl Publishes {
     ) -> Option<Published> {
         match self.gateway.prepare(outgoing, deadline).await {
             Err(published) => Some(published),
-            Ok((ids, publish)) => {
-                let witness = self.gateway.witness(&publish, ids.named, ids.since);
+            Ok((ids, publish, witness)) => {
                 let key = self.pending.insert((sequence, ids));
                 let receipt = Receipt::keyed(key, &self.answers).witnessed(witness);
                 self.gateway.broker.publish(self.lane, publish, receipt);

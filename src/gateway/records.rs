@@ -1,22 +1,64 @@
-//! What is noted of every publish, whether or not anybody waits for its outcome: the figures and the message log.
+//! What is noted of every publish, whether or not anybody waits for its outcome: the figures, its trace, the message log.
 
 use tokio::time::Instant;
 
-use super::{Gateway, publish::Outcome};
+use super::{
+    Gateway,
+    publish::{Outcome, Outgoing},
+};
 use crate::{
     broker::{Fate, Publish, Witness},
     metrics,
+    traces::{Origin, Place, Span, Step},
 };
 
 impl Gateway {
+    /// Begins the trace of a publish, and lets the message carry on what its next steps follow: this publish if it is told anywhere,
+    /// else the caller's own step. What the client put into the message itself stays, unless the call brings a context.
+    pub(super) fn trace(&self, outgoing: &mut Outgoing) -> Option<Span> {
+        let exported = self.traces.are_exported();
+        if !exported && outgoing.origin.is_none() {
+            return None;
+        }
+        let own = match outgoing.origin {
+            Some(_) => None,
+            None => Origin::of_message(&outgoing.message.headers),
+        };
+        let place = Place {
+            exchange: &outgoing.exchange,
+            routing_key: &outgoing.routing_key,
+            queue: "",
+        };
+        let parent = outgoing.origin.as_ref().or(own.as_ref());
+        let span = self
+            .traces
+            .begin(Step::Publish, place, &outgoing.message, parent);
+        let carried = span.as_ref().and_then(Span::origin);
+        if own.is_none()
+            && let Some(carried) = carried.or_else(|| outgoing.origin.take())
+        {
+            carried.put(&mut outgoing.message.headers);
+        }
+        span
+    }
+
     /// Whoever notes what becomes of a publish, begun at this time, that is about to be handed over.
-    pub(super) fn witness(&self, publish: &Publish, named: bool, since: Instant) -> Witness {
+    pub(super) fn witness(
+        &self,
+        publish: &Publish,
+        named: bool,
+        since: Instant,
+        span: Option<Span>,
+    ) -> Witness {
         let exchange = self.metrics.exchange(&publish.exchange);
         let bytes = publish.message.payload.len();
         let publishing = self.metrics.publishing(exchange, bytes, since);
         let log = self.log.witness(publish, named);
         Witness::new(move |fate| {
             publishing.ended(fate.into());
+            if let Some(span) = span {
+                end(span, fate);
+            }
             if let Some(log) = log {
                 log(fate);
             }
@@ -34,6 +76,16 @@ impl Gateway {
         let outcome = metrics::Outcome::NotSent;
         self.metrics.published(&exchange, outcome, since);
     }
+}
+
+/// The broker has answered, or will not.
+pub(super) fn end(mut span: Span, fate: Fate) {
+    let outcome = <&str>::from(metrics::Outcome::from(fate));
+    match fate {
+        Fate::Confirmed => span.event("confirm"),
+        _ => span.fail(outcome),
+    }
+    span.set("courtier.outcome", outcome);
 }
 
 impl From<Fate> for metrics::Outcome {

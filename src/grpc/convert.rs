@@ -33,6 +33,7 @@ pub fn outgoing(request: PublishRequest) -> Result<Outgoing, Published> {
         routing_key: request.routing_key,
         message,
         allow_unroutable: request.allow_unroutable,
+        origin: None,
     })
 }
 

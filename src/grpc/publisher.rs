@@ -20,10 +20,11 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway,
-        publish::{Outcome, Published, Publishes},
+        publish::{Outcome, Outgoing, Published, Publishes},
         validate::Invalid,
     },
     timer::until,
+    traces::Origin,
 };
 
 /// Messages of one batch.
@@ -59,8 +60,12 @@ impl Publisher for Service {
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
         let deadline = self.deadline(&request);
+        let origin = origin(&request);
         let published = match convert::outgoing(request.into_inner()) {
-            Ok(outgoing) => self.gateway.publish(outgoing, deadline).await,
+            Ok(outgoing) => {
+                let outgoing = Outgoing { origin, ..outgoing };
+                self.gateway.publish(outgoing, deadline).await
+            }
             Err(refused) => self.gateway.refuse(refused),
         };
         let publish_id = convert::publish_id(&published);
@@ -79,6 +84,7 @@ impl Publisher for Service {
         request: Request<PublishBatchRequest>,
     ) -> Result<Response<PublishBatchResponse>, Status> {
         let deadline = self.deadline(&request);
+        let origin = origin(&request);
         let messages = request.into_inner().messages;
         let count = messages.len();
         if count == 0 || count > MAX_BATCH {
@@ -96,7 +102,7 @@ impl Publisher for Service {
         };
         let mut publishes = self.gateway.publishes();
         for (message, sequence) in messages.into_iter().zip(0..) {
-            let at_once = submit(&mut publishes, sequence, Some(message), deadline).await;
+            let at_once = submit(&mut publishes, sequence, Some(message), &origin, deadline).await;
             at_once
                 .into_iter()
                 .for_each(|published| put((sequence, published)));
@@ -118,11 +124,13 @@ impl Publisher for Service {
         request: Request<Streaming<PublishStreamRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
+        let origin = origin(&request);
         let (responses, receiver) = mpsc::channel(RESPONSES);
         let run = PublishRun {
             gateway: self.gateway.clone(),
             publishes: self.gateway.publishes(),
             deadline,
+            origin,
             responses,
         };
         self.gateway.tasks.spawn(run.serve(request.into_inner()));
@@ -135,6 +143,7 @@ struct PublishRun {
     gateway: Gateway,
     publishes: Publishes,
     deadline: Option<Deadline>,
+    origin: Option<Origin>,
     responses: mpsc::Sender<Result<PublishStreamResponse, Status>>,
 }
 
@@ -207,15 +216,22 @@ impl PublishRun {
             .deadline
             .map_or(own, |callers| callers.answer_by.min(own));
         let sequence = request.sequence;
-        let at_once = submit(&mut self.publishes, sequence, request.publish, deadline).await;
+        let (publishes, origin) = (&mut self.publishes, &self.origin);
+        let at_once = submit(publishes, sequence, request.publish, origin, deadline).await;
         at_once.map(|published| (sequence, published))
     }
+}
+
+/// The caller's trace context.
+fn origin<T>(request: &Request<T>) -> Option<Origin> {
+    Origin::of_call(request.metadata().as_ref())
 }
 
 async fn submit(
     publishes: &mut Publishes,
     sequence: u64,
     request: Option<PublishRequest>,
+    origin: &Option<Origin>,
     deadline: Instant,
 ) -> Option<Published> {
     let Some(request) = request else {
@@ -223,7 +239,11 @@ async fn submit(
         return Some(publishes.refuse(Published::refused(None, missing)));
     };
     match convert::outgoing(request) {
-        Ok(outgoing) => publishes.submit(sequence, outgoing, deadline).await,
+        Ok(outgoing) => {
+            let origin = origin.clone();
+            let outgoing = Outgoing { origin, ..outgoing };
+            publishes.submit(sequence, outgoing, deadline).await
+        }
         Err(refused) => Some(publishes.refuse(refused)),
     }
 }

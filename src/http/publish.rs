@@ -22,6 +22,7 @@ use crate::{
         validate::Invalid,
     },
     message::{Message, Table, Value},
+    traces::Origin,
 };
 
 pub(super) const PATH: &str = "/api/messages/publish";
@@ -90,14 +91,15 @@ async fn publish(
     request: Request,
 ) -> Result<Json<PublishResponse>, Error> {
     let deadline = deadline::of_publish(&request, &gateway.limits);
+    let origin = Origin::of_call(request.headers());
     let body = body::json(request, gateway.limits.request_bytes());
     let body = timeout_at(deadline, body)
         .await
         .map_err(|_| Error::from(Failure::publish_deadline(false)))?
         .map_err(Error::not_published)?;
-    let published = match read(&body) {
+    let published = match read(&body, origin) {
         Ok(outgoing) => gateway.publish(outgoing, deadline).await,
-        Err(invalid) => Published::refused(None, invalid),
+        Err(invalid) => gateway.refuse(Published::refused(None, invalid)),
     };
     match Failure::of_publish(published.outcome) {
         Some(failure) => Err(flat(failure).into()),
@@ -112,7 +114,7 @@ async fn publish(
     }
 }
 
-fn read(body: &Bytes) -> Result<Outgoing, Invalid> {
+fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
     let request: PublishRequest = serde_json::from_slice(body).map_err(|error| {
         let problem = match error.classify() {
             serde_json::error::Category::Data => "does not fit",
@@ -141,6 +143,7 @@ fn read(body: &Bytes) -> Result<Outgoing, Invalid> {
         routing_key: request.routing_key,
         message,
         allow_unroutable: request.allow_unroutable,
+        origin,
     })
 }
 

@@ -15,6 +15,7 @@ use courtier::{
     metrics::Metrics,
     server,
     store::{Place, Store},
+    traces::Traces,
 };
 use secrecy::SecretString;
 use tempfile::TempDir;
@@ -42,6 +43,7 @@ pub struct Setup {
     /// As if it had been declared at start.
     pub topology: Option<Topology>,
     pub metrics: Metrics,
+    pub traces: Traces,
 }
 
 impl Setup {
@@ -81,12 +83,14 @@ impl Gateway {
             config,
             topology: None,
             metrics: Metrics::default(),
+            traces: Traces::default(),
         };
         change(&mut setup);
         let Setup {
             config,
             topology,
             metrics,
+            traces,
         } = setup;
         let store = Store::open(config.database.clone(), PATIENCE / 10).await;
         let store = store.expect("the database opens");
@@ -100,6 +104,7 @@ impl Gateway {
             store,
             log: log.clone(),
             metrics,
+            traces,
             topology,
         };
         let serving = tokio::spawn(async move {

@@ -57,6 +57,7 @@ mod subscribe;
 mod subscribe_end;
 mod tls;
 mod topology;
+mod traces;
 mod wire;
 
 use contract::{Fixture, Traits, contract_suite};

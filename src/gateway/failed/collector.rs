@@ -20,6 +20,7 @@ use crate::{
     gateway::message_log::{self, MessageLog},
     metrics::Metrics,
     store::{Collected, Error, Store},
+    traces::{Origin, Place, Step, Traces},
 };
 
 /// Dead letters of one queue that are in memory at a time, and go into one transaction.
@@ -40,6 +41,7 @@ pub struct Collectors {
     policy: Arc<Policy>,
     log: MessageLog,
     metrics: Metrics,
+    traces: Traces,
     /// Queues whose dead letters are collected.
     queues: Arc<Mutex<HashSet<String>>>,
     stop: CancellationToken,
@@ -53,6 +55,7 @@ impl Collectors {
         policy: Arc<Policy>,
         log: MessageLog,
         metrics: Metrics,
+        traces: Traces,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -61,6 +64,7 @@ impl Collectors {
             policy,
             log,
             metrics,
+            traces,
             queues: Arc::default(),
             stop,
             tasks: TaskTracker::new(),
@@ -260,6 +264,7 @@ impl Collector {
                 duplicates += 1;
             } else {
                 self.of.metrics.collected(&self.queue, death.reason.into());
+                self.trace(death);
             }
         }
         tracing::info!(
@@ -269,6 +274,26 @@ impl Collector {
             "collected dead letters"
         );
         Ok(())
+    }
+
+    fn trace(&self, death: &Death) {
+        if !self.of.traces.are_exported() {
+            return;
+        }
+        let place = Place {
+            exchange: &death.exchange,
+            routing_key: &death.routing_key,
+            queue: &self.queue,
+        };
+        let message = &death.message;
+        let origin = Origin::of_message(&message.headers);
+        let span = self
+            .of
+            .traces
+            .begin(Step::Collect, place, message, origin.as_ref());
+        if let Some(mut span) = span {
+            span.set("courtier.reason", <&str>::from(death.reason));
+        }
     }
 
     /// Finds out which ones the database refuses; the others' tags. `None`: it is away.

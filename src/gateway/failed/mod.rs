@@ -28,6 +28,7 @@ use crate::{
     message::{Message, Value, header},
     metrics::Metrics,
     store::{self, Claimed, Filter, Group, Operation, Sent, Stats, Store},
+    traces::Traces,
 };
 
 /// Rows of a page that carries payloads.
@@ -144,6 +145,7 @@ impl FailedMessages {
         policy: Arc<Policy>,
         log: MessageLog,
         metrics: Metrics,
+        traces: Traces,
         managed: impl IntoIterator<Item = String>,
     ) -> (Self, Background) {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -153,10 +155,11 @@ impl FailedMessages {
             policy.clone(),
             log.clone(),
             metrics.clone(),
+            traces.clone(),
             stop.clone(),
         );
         collectors.start(managed);
-        let sender = Sender::new(broker, store.clone(), policy, log.clone(), metrics);
+        let sender = Sender::new(broker, store.clone(), policy, log.clone(), metrics, traces);
         scheduler::start(sender.clone(), stop.clone(), &tasks);
         let (acks, recording) = acks::recorder(store.clone());
         let recorder = tokio::spawn(recording);

@@ -8,10 +8,14 @@ use uuid::Uuid;
 use crate::{
     broker::{Broker, Fate, InDoubt, NotSent, Publish, Receipt, Witness},
     failure::{FailedMessage, Time, schedule::Policy},
-    gateway::message_log::{self, MessageLog},
+    gateway::{
+        message_log::{self, MessageLog},
+        records,
+    },
     message::{Message, Value, header},
     metrics::Metrics,
     store::{Claimed, Error, Sent, Store},
+    traces::{Origin, Place, Span, Step, Traces},
 };
 
 /// How long a queue that was full is left alone.
@@ -29,6 +33,7 @@ pub struct Sender {
     pub(super) policy: Arc<Policy>,
     log: MessageLog,
     metrics: Metrics,
+    traces: Traces,
 }
 
 impl Sender {
@@ -38,6 +43,7 @@ impl Sender {
         policy: Arc<Policy>,
         log: MessageLog,
         metrics: Metrics,
+        traces: Traces,
     ) -> Self {
         Self {
             broker,
@@ -45,6 +51,7 @@ impl Sender {
             policy,
             log,
             metrics,
+            traces,
         }
     }
 
@@ -89,10 +96,14 @@ impl Sender {
     ) -> (Fate, Result<FailedMessage, Error>) {
         let row = &claimed.message;
         let at = message_log::now();
+        let span = self.trace(row);
         let publish = self.publish_to(&row.queue, retry_of(row), claimed_at);
         let fate = self.publish(publish, None).await;
         self.note(row, at, fate);
         self.metrics.retried(&row.queue, fate.into());
+        if let Some(span) = span {
+            records::end(span, fate);
+        }
         let sent = self.sent(fate);
         tracing::info!(
             id = %row.id,
@@ -103,6 +114,25 @@ impl Sender {
             "retried a failed message"
         );
         (fate, self.write(row.id, claimed.token, sent).await)
+    }
+
+    fn trace(&self, row: &FailedMessage) -> Option<Span> {
+        if !self.traces.are_exported() {
+            return None;
+        }
+        let place = Place {
+            queue: &row.queue,
+            ..Place::default()
+        };
+        let origin = Origin::of_message(&row.message.headers);
+        let span = self
+            .traces
+            .begin(Step::Retry, place, &row.message, origin.as_ref());
+        span.map(|mut span| {
+            span.set("courtier.failed_message.id", row.id.to_string());
+            span.set("courtier.attempt", i64::from(row.state.attempt));
+            span
+        })
     }
 
     /// Lets the message log know of what may have come to a consumer, and of what never can.

@@ -1,4 +1,4 @@
-//! What is noted of a subscription: in the message log, and in the figures.
+//! What is noted of a subscription: in the message log, in the figures, and in the traces of its messages.
 
 use std::sync::Arc;
 
@@ -6,22 +6,25 @@ use crate::{
     broker::{Delivery, Tag},
     failure::Time,
     gateway::{
+        Gateway,
         ledger::Settled,
         message_log::MessageLog,
         subscribe::{Given, Plan},
     },
-    metrics::{self, Action, Metrics},
+    metrics::{self, Action},
     store::Settlement,
+    traces::{Origin, Place, Span, Step, Traces},
 };
 
 use super::Session;
 
-/// The log and the figures, and what is the same for all deliveries.
+/// Where it is noted, and what is the same for all deliveries.
 pub(super) struct SessionLog {
     log: MessageLog,
     client: Arc<str>,
     queues: Vec<Queue>,
     stream: metrics::Stream,
+    traces: Traces,
 }
 
 struct Queue {
@@ -31,16 +34,17 @@ struct Queue {
 
 impl SessionLog {
     /// The queues of `plan` exist.
-    pub(super) fn new(log: MessageLog, metrics: &Metrics, plan: &Plan) -> Self {
+    pub(super) fn new(gateway: &Gateway, plan: &Plan) -> Self {
         let queue = |name: &String| Queue {
             name: name.as_str().into(),
-            figures: metrics.queue(name),
+            figures: gateway.metrics.queue(name),
         };
         Self {
-            log,
+            log: gateway.log.clone(),
             client: plan.client_id.as_str().into(),
             queues: plan.queues.iter().map(queue).collect(),
-            stream: metrics.stream(plan.max_outstanding),
+            stream: gateway.metrics.stream(plan.max_outstanding),
+            traces: gateway.traces.clone(),
         }
     }
 
@@ -54,6 +58,9 @@ impl SessionLog {
         for given in given {
             if let Some(queue) = self.queues.get(given.delivery.queue) {
                 queue.figures.delivered(given.delivery.redelivered);
+                if let Some(mut span) = self.begin(Step::Deliver, &given.delivery, queue) {
+                    span.set("messaging.client.id", self.client.to_string());
+                }
             }
         }
         let deliveries = given.iter().filter_map(|given| {
@@ -62,6 +69,20 @@ impl SessionLog {
             Some((&delivery.message, &queue.name, delivery.redelivered))
         });
         self.log.delivered(deliveries, &self.client);
+    }
+
+    fn begin(&self, step: Step, delivery: &Delivery, queue: &Queue) -> Option<Span> {
+        if !self.traces.are_exported() {
+            return None;
+        }
+        let place = Place {
+            exchange: &delivery.exchange,
+            routing_key: &delivery.routing_key,
+            queue: &queue.name,
+        };
+        let origin = Origin::of_message(&delivery.message.headers);
+        self.traces
+            .begin(step, place, &delivery.message, origin.as_ref())
     }
 
     fn settled(&self, delivery: &Delivery, how: Settled, at: Time) {
@@ -76,6 +97,9 @@ impl SessionLog {
         };
         if let Some(queue) = self.queues.get(delivery.queue) {
             queue.figures.settled(how.into());
+            if let Some(mut span) = self.begin(Step::Settle, delivery, queue) {
+                span.set("courtier.action", <&str>::from(Action::from(how)));
+            }
             self.log
                 .settled(&delivery.message, at, &queue.name, settlement);
         }

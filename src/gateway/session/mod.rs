@@ -100,7 +100,7 @@ impl Session {
         stream_deadline: Option<Instant>,
         seat: OwnedSemaphorePermit,
     ) -> Self {
-        let log = SessionLog::new(gateway.log.clone(), &gateway.metrics, &plan);
+        let log = SessionLog::new(&gateway, &plan);
         Self {
             gateway,
             subscription,
