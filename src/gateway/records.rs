@@ -1,6 +1,9 @@
-//! What is noted of every publish, whether or not anybody waits for its outcome: the figures, its trace, the message log.
+//! What is noted of every publish, whether or not anybody waits for its outcome: the figures, its trace, the message log,
+//! and a line of the log for those who read such (RUST_LOG=courtier=debug).
 
 use tokio::time::Instant;
+use tracing::Level;
+use uuid::Uuid;
 
 use super::{
     Gateway,
@@ -9,7 +12,7 @@ use super::{
 use crate::{
     broker::{Fate, Publish, Witness},
     metrics,
-    traces::{Origin, Place, Span, Step},
+    traces::{self, Origin, Place, Span, Step},
 };
 
 impl Gateway {
@@ -54,10 +57,14 @@ impl Gateway {
         let bytes = publish.message.payload.len();
         let publishing = self.metrics.publishing(exchange, bytes, since);
         let log = self.log.witness(publish, named);
+        let line = tracing::enabled!(Level::DEBUG).then(|| Line::of(publish));
         Witness::new(move |fate| {
             publishing.ended(fate.into());
             if let Some(span) = span {
                 end(span, fate);
+            }
+            if let Some(line) = line {
+                line.write(fate);
             }
             if let Some(log) = log {
                 log(fate);
@@ -68,6 +75,10 @@ impl Gateway {
     /// Notes a publish, begun at this time, that was refused before its exchange was found.
     pub(super) fn note_refused(&self, outcome: &Outcome, since: Instant) {
         self.metrics.refused(outcome.into(), since);
+        match outcome {
+            Outcome::Invalid(why) => tracing::debug!(%why, "refused a publish"),
+            Outcome::Fate(fate) => tracing::debug!(?fate, "refused a publish"),
+        }
     }
 
     /// Notes a publish to this exchange, begun at this time, for which there is no room.
@@ -75,6 +86,39 @@ impl Gateway {
         let exchange = self.metrics.exchange(exchange);
         let outcome = metrics::Outcome::NotSent;
         self.metrics.published(&exchange, outcome, since);
+    }
+}
+
+/// What is said in the log of a publish. Never its payload.
+struct Line {
+    message_id: Option<String>,
+    publish_id: Uuid,
+    exchange: String,
+    routing_key: String,
+    trace_id: Option<String>,
+}
+
+impl Line {
+    fn of(publish: &Publish) -> Self {
+        Self {
+            message_id: publish.message.message_id.clone(),
+            publish_id: publish.publish_id,
+            exchange: publish.exchange.clone(),
+            routing_key: publish.routing_key.clone(),
+            trace_id: traces::id_of(&publish.message),
+        }
+    }
+
+    fn write(self, fate: Fate) {
+        tracing::debug!(
+            message_id = self.message_id,
+            publish_id = %self.publish_id,
+            exchange = self.exchange,
+            routing_key = self.routing_key,
+            outcome = ?fate,
+            trace_id = self.trace_id,
+            "published"
+        );
     }
 }
 

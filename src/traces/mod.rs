@@ -21,6 +21,11 @@ pub use self::{
 };
 use crate::message::Message;
 
+/// The id of the trace that a message belongs to, for log lines.
+pub fn id_of(message: &Message) -> Option<String> {
+    Origin::of_message(&message.headers).map(|origin| origin.trace_id())
+}
+
 /// Where steps are told. Without a collector nothing is done.
 #[derive(Clone, Debug, Default)]
 pub struct Traces(Option<Arc<Exporting>>);

@@ -29,6 +29,7 @@ mod harness;
 mod hostile;
 mod instance;
 mod load;
+mod logs;
 mod message_log;
 mod metrics;
 mod native;

@@ -29,17 +29,22 @@ pub struct Process {
 impl Process {
     /// Starts the gateway on a broker, with more settings, and waits until its port is open.
     pub async fn start(instance: &Instance, settings: &[(&str, &str)]) -> Self {
-        let port = free_port();
-        let data = instance.dir().join(format!("data-{port}"));
-        let data = data.to_str().expect("a plain path");
-        let url = [("RABBITMQ_URL", instance.url.as_str()), ("DATA_DIR", data)];
         // The caller's own settings go before.
-        let settings: Vec<_> = url
+        let url = [("RABBITMQ_URL", instance.url.as_str())];
+        Self::start_in(instance.dir(), &[&url, settings].concat()).await
+    }
+
+    /// Starts it with these settings alone. What it writes is in `dir`.
+    pub async fn start_in(dir: &Path, settings: &[(&str, &str)]) -> Self {
+        let port = free_port();
+        let data = dir.join(format!("data-{port}"));
+        let data = data.to_str().expect("a plain path");
+        let settings: Vec<_> = [("DATA_DIR", data)]
             .iter()
             .chain(settings)
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        let log = instance.dir().join(format!("gateway-{port}.log"));
+        let log = dir.join(format!("gateway-{port}.log"));
         let child = spawn(port, &settings, &log);
         let process = Self {
             port,

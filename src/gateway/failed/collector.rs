@@ -20,7 +20,7 @@ use crate::{
     gateway::message_log::{self, MessageLog},
     metrics::Metrics,
     store::{Collected, Error, Store},
-    traces::{Origin, Place, Step, Traces},
+    traces::{self, Origin, Place, Step, Traces},
 };
 
 /// Dead letters of one queue that are in memory at a time, and go into one transaction.
@@ -265,6 +265,14 @@ impl Collector {
             } else {
                 self.of.metrics.collected(&self.queue, death.reason.into());
                 self.trace(death);
+                tracing::debug!(
+                    queue = self.queue,
+                    message_id = death.message.message_id,
+                    attempt = death.attempt,
+                    reason = <&str>::from(death.reason),
+                    trace_id = traces::id_of(&death.message),
+                    "a message failed"
+                );
             }
         }
         tracing::info!(

@@ -15,7 +15,7 @@ use crate::{
     message::{Message, Value, header},
     metrics::Metrics,
     store::{Claimed, Error, Sent, Store},
-    traces::{Origin, Place, Span, Step, Traces},
+    traces::{self, Origin, Place, Span, Step, Traces},
 };
 
 /// How long a queue that was full is left alone.
@@ -111,6 +111,7 @@ impl Sender {
             attempt = row.state.attempt,
             manual = row.state.manual,
             ?fate,
+            trace_id = traces::id_of(&row.message),
             "retried a failed message"
         );
         (fate, self.write(row.id, claimed.token, sent).await)

@@ -6,14 +6,14 @@ use crate::{
     broker::{Delivery, Tag},
     failure::Time,
     gateway::{
-        Gateway,
+        Gateway, dead_letter,
         ledger::Settled,
         message_log::MessageLog,
         subscribe::{Given, Plan},
     },
     metrics::{self, Action},
     store::Settlement,
-    traces::{Origin, Place, Span, Step, Traces},
+    traces::{self, Origin, Place, Span, Step, Traces},
 };
 
 use super::Session;
@@ -58,6 +58,16 @@ impl SessionLog {
         for given in given {
             if let Some(queue) = self.queues.get(given.delivery.queue) {
                 queue.figures.delivered(given.delivery.redelivered);
+                let message = &given.delivery.message;
+                tracing::debug!(
+                    message_id = message.message_id,
+                    queue = &*queue.name,
+                    client = &*self.client,
+                    attempt = dead_letter::attempt(message),
+                    redelivered = given.delivery.redelivered,
+                    trace_id = traces::id_of(message),
+                    "delivered"
+                );
                 if let Some(mut span) = self.begin(Step::Deliver, &given.delivery, queue) {
                     span.set("messaging.client.id", self.client.to_string());
                 }
@@ -97,6 +107,15 @@ impl SessionLog {
         };
         if let Some(queue) = self.queues.get(delivery.queue) {
             queue.figures.settled(how.into());
+            let message = &delivery.message;
+            tracing::debug!(
+                message_id = message.message_id,
+                queue = &*queue.name,
+                client = &*self.client,
+                action = <&str>::from(Action::from(how)),
+                trace_id = traces::id_of(message),
+                "settled"
+            );
             if let Some(mut span) = self.begin(Step::Settle, delivery, queue) {
                 span.set("courtier.action", <&str>::from(Action::from(how)));
             }
