@@ -43,7 +43,7 @@ fn status(failure: &Failure) -> StatusCode {
 /// An error answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Error {
-    error: ErrorBody,
+    error: Box<ErrorBody>,
 }
 
 /// What went wrong.
@@ -66,6 +66,10 @@ struct ErrorDetails {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     field_violations: Vec<FieldViolation>,
+    /// What is not as it must be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    precondition_violations: Vec<PreconditionViolation>,
     /// Of a publish: what became of the message. `NOT_SENT`, `UNROUTABLE`, `REJECTED`, `IN_DOUBT` or `INVALID`.
     #[serde(skip_serializing_if = "Option::is_none")]
     publish_outcome: Option<&'static str>,
@@ -81,16 +85,23 @@ struct FieldViolation {
     description: String,
 }
 
+/// A thing that is not as it must be.
+#[derive(Debug, Serialize, ToSchema)]
+struct PreconditionViolation {
+    subject: String,
+    description: String,
+}
+
 impl Error {
     fn new(status: StatusCode, reason: &'static str, mut message: String) -> Self {
         message.truncate(message.floor_char_boundary(TOLD_BYTES));
         Self {
-            error: ErrorBody {
+            error: Box::new(ErrorBody {
                 code: status.as_u16(),
                 reason,
                 message,
                 details: ErrorDetails::default(),
-            },
+            }),
         }
     }
 
@@ -126,8 +137,14 @@ impl From<Failure> for Error {
             description.truncate(description.floor_char_boundary(TOLD_BYTES));
             FieldViolation { field, description }
         });
+        let unmet = failure.unmet.into_iter();
+        let unmet = unmet.map(|(subject, description)| PreconditionViolation {
+            subject,
+            description,
+        });
         error.error.details = ErrorDetails {
             field_violations: violation.into_iter().collect(),
+            precondition_violations: unmet.collect(),
             publish_outcome: failure.publish_outcome,
             retry_after_seconds: failure.retry_after.map(whole_seconds),
         };

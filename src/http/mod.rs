@@ -12,6 +12,7 @@ pub mod metrics;
 mod openapi;
 mod probes;
 mod publish;
+mod queues;
 
 use axum::{Router, middleware};
 use tower::util::option_layer;
@@ -30,6 +31,7 @@ pub fn routes(
     let api = OpenApiRouter::new()
         .merge(publish::routes(&gateway.limits))
         .merge(failed::routes())
+        .merge(queues::routes())
         .with_state(gateway.clone());
     let (router, description) = openapi::described()
         .merge(probes::routes(service, gateway.broker.links(), database))

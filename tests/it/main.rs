@@ -50,6 +50,7 @@ mod rest_failed;
 mod rest_hostile;
 mod rest_openapi;
 mod rest_publish;
+mod rest_queues;
 mod scripted;
 mod settle;
 mod standard;

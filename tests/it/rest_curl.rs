@@ -66,4 +66,21 @@ async fn the_routes_work_from_the_command_line(on: On) {
     let path = format!("/api/messages/failed/{id}");
     let deleted = curl(&desk, &path, &["--request", "DELETE"]).await;
     assert_eq!(deleted, format!(r#"{{"id":"{id}","deleted":true}}"#));
+
+    desk.front.fill(&desk.queue, &["a"]).await;
+    let queues = curl(&desk, "/api/queues", &[]).await;
+    let queues: Value = serde_json::from_str(&queues).expect("JSON");
+    let names: Vec<_> = queues
+        .as_array()
+        .expect("an array")
+        .iter()
+        .map(|queue| &queue["name"])
+        .collect();
+    assert!(names.contains(&&json!(desk.queue)), "{names:?}");
+    let stats = curl(&desk, &format!("/api/queues/{}/stats", desk.queue), &[]).await;
+    assert!(stats.contains(r#""ready_count":1,"#), "{stats}");
+    let purge = format!("/api/queues/{}/purge", desk.queue);
+    let purged = curl(&desk, &purge, &["--request", "POST"]).await;
+    let expected = format!(r#"{{"name":"{}","purged_count":1}}"#, desk.queue);
+    assert_eq!(purged, expected);
 }

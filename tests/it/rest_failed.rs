@@ -226,5 +226,8 @@ async fn filters_choose(on: On) {
     assert_eq!(count("failed_after=9999-01-01T00:00:00Z").await, 0);
     assert_eq!(count("failed_before=9999-01-01T00:00:00Z").await, 5);
     assert_eq!(count(&format!("routing_key={}", desk.queue)).await, 5);
+    assert_eq!(count("routing_key=none").await, 0);
+    assert_eq!(count("exchange=none").await, 0);
     assert_eq!(count("message_id=none").await, 0);
+    assert_eq!(count("fingerprint=none").await, 0);
 }

@@ -313,7 +313,7 @@ async fn web_pages_of_other_origins_change_nothing() {
         })
         .await;
     let form = |headers: &[(&str, &str)]| -> Request<Body> {
-        let mut form = request(Method::POST, "/api/messages/retry/1");
+        let mut form = request(Method::POST, "/api/queues/none/purge");
         for (name, value) in headers {
             form = form.header(*name, *value);
         }
@@ -331,7 +331,7 @@ async fn web_pages_of_other_origins_change_nothing() {
     }
     let old = send(&front, form(&[("origin", "https://evil.example")])).await;
     assert_eq!(old.refusal(), refused(403, "CROSS_SITE", ""));
-    let missing = refused(404, "FAILED_MESSAGE_NOT_FOUND", "");
+    let missing = refused(404, "QUEUE_NOT_FOUND", "");
     for headers in [
         [
             ("sec-fetch-site", "cross-site"),

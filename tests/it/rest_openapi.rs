@@ -48,6 +48,9 @@ async fn the_routes_of_the_specification_are_described_and_no_others() {
         "DELETE /api/messages/failed/{id}",
         "POST /api/messages/publish",
         "POST /api/messages/retry/{id}",
+        "GET /api/queues",
+        "POST /api/queues/{queue}/purge",
+        "GET /api/queues/{queue}/stats",
         "GET /livez",
         "GET /readyz",
     ];
@@ -124,7 +127,14 @@ async fn answers_are_as_described() {
     matches("post", PUBLISH, &publish(gateway, "{").await);
     let nowhere = to_queue("no_such_queue", json!(1), json!({}));
     matches("post", PUBLISH, &publish(gateway, nowhere).await);
-    gateway.drain(&desk.queue).await;
+    matches("get", "/api/queues", &get(gateway, "/api/queues").await);
+    for queue in [&*desk.queue, "no_such_queue"] {
+        let (stats, purge) = ("/api/queues/{queue}/stats", "/api/queues/{queue}/purge");
+        let path = stats.replace("{queue}", queue);
+        matches("get", stats, &get(gateway, &path).await);
+        let path = purge.replace("{queue}", queue);
+        matches("post", purge, &post(gateway, &path).await);
+    }
 
     let mut messages = vec![text("not JSON"), text("{\"id\":1}")];
     messages[1].r#type = "order.created".to_owned();
