@@ -20,7 +20,7 @@ use crate::{
     config::{App, Config, Http, TopologyFile},
     failure::schedule::Policy,
     gateway::{
-        Gateway, Limits,
+        Gateway, Limits, Parts,
         alerts::{self, Alerts, Eyes},
         exposition::Exposition,
         failed::FailedMessages,
@@ -232,18 +232,24 @@ pub async fn run(
         failed: failed.clone(),
     };
     let watching = TaskTracker::new();
-    let alerts = Alerts::start(eyes, alerts, &app.name, stopping.clone(), &watching);
-    let gateway = Gateway::new(
-        broker.clone(),
+    let alerts = Alerts::start(
+        eyes,
+        alerts,
+        &app.name,
+        metrics.clone(),
+        stopping.clone(),
+        &watching,
+    );
+    let parts = Parts {
+        broker: broker.clone(),
         failed,
-        log.clone(),
+        log: log.clone(),
         queues,
         alerts,
-        limits,
-        stopping.clone(),
-        metrics.clone(),
-        traces.clone(),
-    );
+        metrics: metrics.clone(),
+        traces: traces.clone(),
+    };
+    let gateway = Gateway::new(parts, limits, stopping.clone());
     let health = Health::starting().await;
     let following = tokio::spawn(follow(health.clone(), broker.clone()));
     let following_store = tokio::spawn(follow_store(health.clone(), store.clone()));

@@ -88,19 +88,29 @@ pub struct Gateway {
     pub(crate) tasks: TaskTracker,
 }
 
+/// What a gateway is put together from.
+pub struct Parts {
+    pub broker: Arc<dyn Broker>,
+    pub failed: FailedMessages,
+    pub log: MessageLog,
+    pub queues: QueueAdmin,
+    pub alerts: Alerts,
+    pub metrics: Metrics,
+    pub traces: Traces,
+}
+
 impl Gateway {
-    /// A gateway over `broker`. `stopping`: see [`Limits::shutdown_grace`].
-    pub fn new(
-        broker: Arc<dyn Broker>,
-        failed: FailedMessages,
-        log: MessageLog,
-        queues: QueueAdmin,
-        alerts: Alerts,
-        limits: Limits,
-        stopping: CancellationToken,
-        metrics: Metrics,
-        traces: Traces,
-    ) -> Self {
+    /// A gateway of these parts. `stopping`: see [`Limits::shutdown_grace`].
+    pub fn new(parts: Parts, limits: Limits, stopping: CancellationToken) -> Self {
+        let Parts {
+            broker,
+            failed,
+            log,
+            queues,
+            alerts,
+            metrics,
+            traces,
+        } = parts;
         let admission = Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS));
         let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
         let suspects = Suspects::new(limits.max_delivery_failures);

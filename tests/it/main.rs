@@ -6,6 +6,7 @@ mod alerts;
 mod attribution;
 mod books;
 mod cli;
+mod cli_admin;
 mod cli_bulk;
 mod cli_desk;
 mod cli_edit;

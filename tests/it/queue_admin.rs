@@ -468,7 +468,7 @@ async fn an_exchange_leads_where_it_is_bound(on: On) {
         assert_eq!(refusal(listed), off);
     } else {
         let listed = listed.expect("listed").into_inner();
-        assert_eq!(listed.bindings, [binding.clone()]);
+        assert_eq!(listed.bindings, std::slice::from_ref(&binding));
     }
     let list = ListExchangesRequest {
         name_contains: office.name(""),
@@ -481,7 +481,7 @@ async fn an_exchange_leads_where_it_is_bound(on: On) {
         .iter()
         .map(|one| one.name.clone())
         .collect();
-    assert_eq!(names, [exchange.clone()]);
+    assert_eq!(names, std::slice::from_ref(&exchange));
     assert_eq!(listed.partial, on == On::RabbitMq);
 
     let delete = |if_unused| DeleteExchangeRequest {

@@ -130,7 +130,8 @@ async fn nothing_dies_of_being_looked_at(on: On) {
         eventually("all is back", async || office.ready(&queue).await == 5).await;
     }
     let mut left = office.drain_bodies(&queue).await;
-    (left.sort(), all.sort());
+    left.sort();
+    all.sort();
     assert_eq!(left, all);
 }
 

@@ -19,11 +19,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::observe::{Eyes, Observation};
 use self::{book::Book, webhook::Webhook};
-use crate::failure::Time;
+use crate::{
+    broker::admin::QueueInfo,
+    failure::Time,
+    metrics::{ActiveAlert, Metrics, QueueSample},
+};
 
 /// Changes that a slow watcher may be behind.
 const CHANGES: usize = 1_024;
 
+/// Queues that have figures at /metrics.
+const MAX_QUEUES: usize = 1_000;
 /// Between two looks at a broker with very many queues.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -114,6 +120,7 @@ impl Alerts {
         eyes: Eyes,
         options: Options,
         service: &str,
+        metrics: Metrics,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Self {
@@ -124,7 +131,7 @@ impl Alerts {
             let webhook = Webhook::new(url, service);
             tasks.spawn(webhook.follow(changes.subscribe(), stop.clone()));
         }
-        let looking = look(eyes, options, told, changes.clone());
+        let looking = look(eyes, options, told, changes.clone(), metrics);
         tasks.spawn(async move { stop.run_until_cancelled(looking).await });
         Self { standing, changes }
     }
@@ -147,6 +154,7 @@ async fn look(
     options: Options,
     told: watch::Sender<Arc<Vec<Alert>>>,
     changes: broadcast::Sender<Alert>,
+    metrics: Metrics,
 ) {
     let mut book = Book::new(options.hold);
     let mut ticks = interval(options.every);
@@ -160,11 +168,41 @@ async fn look(
             // Nobody may be watching.
             let _ = changes.send(alert);
         }
-        told.send_replace(Arc::new(book.standing()));
+        let standing = book.standing();
+        expose(&metrics, &seen, &standing);
+        told.send_replace(Arc::new(standing));
         // A broker with so many queues that listing them takes long is not to do only that.
         if let Some(took) = seen.listing.filter(|took| *took > options.every / 4) {
             tokio::time::sleep((took * 4).min(LONGEST_PAUSE)).await;
         }
+    }
+}
+
+/// What was seen, and what stands, as figures. What could not be seen has none.
+fn expose(metrics: &Metrics, seen: &Observation, standing: &[Alert]) {
+    let queues = seen.queues.iter().flatten().take(MAX_QUEUES);
+    let samples: Vec<QueueSample> = queues.map(sample).collect();
+    metrics.queues(&samples);
+    let active: Vec<ActiveAlert> = standing
+        .iter()
+        .map(|alert| ActiveAlert {
+            alert: alert.kind.to_string(),
+            subject: alert.subject.clone(),
+        })
+        .collect();
+    metrics.alerts(&active);
+}
+
+fn sample(queue: &QueueInfo) -> QueueSample {
+    QueueSample {
+        queue: queue.name.clone(),
+        messages_ready: queue.ready,
+        messages_unacked: queue.unacked,
+        consumers: queue.consumers,
+        capacity_ratio: queue.capacity_ratio,
+        publish_rate: queue.publish.per_second,
+        deliver_rate: queue.deliver.per_second,
+        ack_rate: queue.ack.per_second,
     }
 }
 
