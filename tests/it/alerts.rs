@@ -164,11 +164,13 @@ async fn consumers_that_do_not_keep_up(on: On) {
         let next = stream.delivery().await;
         taken += 1;
         stream.send(ack(&[&next.ack_id]));
-        if let Some(alert) = office.alert(Kind::ConsumerLag, &queue).await {
+        // At first RabbitMQ's figures may say that nothing is acked: they are some seconds old.
+        let alert = office.alert(Kind::ConsumerLag, &queue).await;
+        if let Some(alert) = alert.filter(|alert| alert.summary.contains("waits")) {
             break alert;
         }
     };
-    assert!(raised.summary.contains("waits"), "{}", raised.summary);
+    assert_eq!(raised.severity(), Severity::Warning);
     for _ in taken..all {
         let next = stream.delivery().await;
         stream.send(ack(&[&next.ack_id]));

@@ -1,6 +1,9 @@
 //! `GET /metrics`: the figures are those of what happened, and the documentation has all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use courtier::{
     broker::{Fate, InDoubt, NotSent, memory::MemoryBroker},
@@ -30,6 +33,7 @@ const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
 on_both! {
     deliveries_and_settles_are_counted_by_queue
     what_fails_is_counted_until_it_is_resolved
+    queues_and_alerts_are_those_of_the_broker
 }
 
 /// What a gateway exposes.
@@ -393,42 +397,38 @@ async fn calls_are_counted_by_how_they_end_and_unknown_ones_make_no_series() {
     assert!(!exposed.has("Invented") && !exposed.has("in.vented"));
 }
 
-#[tokio::test]
-async fn a_queue_that_is_gone_and_a_figure_that_is_not_known_have_no_series() {
-    let metrics = Metrics::default();
-    let mine = metrics.clone();
-    let gateway = Gateway::start_with(MemoryBroker::new(), |setup| {
-        setup.without_database();
-        setup.metrics = mine;
+async fn queues_and_alerts_are_those_of_the_broker(on: On) {
+    let front = on
+        .gateway_set_up(|setup| {
+            setup.without_database();
+            setup.config.alerts.every = Duration::from_millis(200);
+            setup.config.alerts.hold = Duration::ZERO;
+        })
+        .await;
+    let queue = front.queue("q").await;
+    front.fill(&queue, &["a", "b"]).await;
+    // Somebody asks for it: without the management API, that is how it is known.
+    drop(front.subscribe(from(&[&queue])).await);
+    let of = |figure: &str| format!("courtier_queue_{figure}{{queue=\"{queue}\"}}");
+    let alert = format!("courtier_alert_active{{alert=\"no_consumer\",subject=\"{queue}\"}}");
+    eventually("its figures are exposed", async || {
+        let exposed = Exposed::by(&front.address).await;
+        exposed.get(&of("messages_ready")) == Some(2.0)
+            && exposed.get(&of("consumers")) == Some(0.0)
+            && exposed.get(&alert) == Some(1.0)
     })
     .await;
-    let sample = |queue: &str| QueueSample {
-        queue: queue.to_owned(),
-        messages_ready: Some(7),
-        ..QueueSample::default()
-    };
-    let alert = ActiveAlert {
-        alert: "queue_full".to_owned(),
-        subject: "a \"quoted\" name".to_owned(),
-    };
-    metrics.queues(&[sample("a"), sample("b")]);
-    metrics.alerts(&[alert]);
-    let exposed = Exposed::by(&gateway.address).await;
-    assert_eq!(
-        exposed.get(r#"courtier_queue_messages_ready{queue="b"}"#),
-        Some(7.0)
-    );
-    assert!(!exposed.has("courtier_queue_consumers"));
-    let active = r#"courtier_alert_active{alert="queue_full",subject="a \"quoted\" name"}"#;
-    assert_eq!(exposed.get(active), Some(1.0));
-    metrics.queues(&[sample("a")]);
-    metrics.alerts(&[]);
-    let exposed = Exposed::by(&gateway.address).await;
-    assert_eq!(
-        exposed.get(r#"courtier_queue_messages_ready{queue="a"}"#),
-        Some(7.0)
-    );
-    assert!(!exposed.has(r#"queue="b""#) && !exposed.has("courtier_alert_active"));
+    let exposed = Exposed::by(&front.address).await;
+    let unacked = exposed.get(&of("messages_unacked"));
+    // AMQP does not tell.
+    assert_eq!(unacked, (on == On::Embedded).then_some(0.0));
+    assert_eq!(exposed.get(&of("capacity_ratio")), None, "it has no most");
+    front.delete_queue(&queue).await;
+    eventually("its series are gone", async || {
+        let exposed = Exposed::by(&front.address).await;
+        !exposed.has(&of("messages_ready")) && !exposed.has(&alert)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -438,6 +438,8 @@ async fn the_documentation_has_every_figure_and_no_other() {
     let desk = Desk::open(On::Embedded, |setup| {
         slow(setup);
         setup.metrics = mine;
+        // It has looked around long before what is fed below, and does not again.
+        setup.config.alerts.every = Duration::from_secs(3_600);
     })
     .await;
     let failed = desk.refused(text("no"), Action::Retry).await;

@@ -1,6 +1,7 @@
 //! What only a mistaken or hostile client of plain HTTP sends, and the answer that it must get: always the one shape of errors.
 
 use axum::body::Body;
+use futures::StreamExt;
 use http::{Method, Request};
 use serde_json::{Value, json};
 
@@ -170,9 +171,11 @@ async fn payloads_up_to_the_limit_pass_and_larger_ones_do_not() {
     let silent = http1_announcing(&front, 100 * 1024 * 1024, headers).await;
     assert!(silent.starts_with("HTTP/1.1 413"), "{silent}");
     assert!(silent.contains("PAYLOAD_TOO_LARGE"), "{silent}");
-    // Without a length it is read no further than the limit.
-    let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b' '; 65_536]));
-    let endless = Body::from_stream(endless);
+    // Without a length it is read no further than the limit: one piece more is enough, and the end is not waited for.
+    let piece = || Ok::<_, std::io::Error>(vec![b' '; 65_536]);
+    let pieces = LIMIT / 65_536 + 2;
+    let endless = futures::stream::repeat_with(piece).take(pieces);
+    let endless = Body::from_stream(endless.chain(futures::stream::pending()));
     let answer = post_json(&front, PUBLISH, endless).await;
     assert_eq!(answer.refusal(), too_large);
     front.neighbours_are_unharmed().await;

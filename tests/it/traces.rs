@@ -189,6 +189,17 @@ async fn a_callers_context_reaches_the_subscriber_without_a_collector(on: On) {
         (some(PARENT), some("a=1"))
     );
 
+    // Over plain HTTP as well.
+    let body = format!(r#"{{"exchange":"","routing_key":"{queue}","message":1}}"#);
+    let post = crate::rest::request(http::Method::POST, "/api/messages/publish")
+        .header("content-type", "application/json")
+        .header("traceparent", PARENT)
+        .body(axum::body::Body::from(body));
+    let answer = crate::rest::send(&front, post.expect("a valid request")).await;
+    assert_eq!(answer.status, 200);
+    let drained = front.drain(&queue).await;
+    assert_eq!(header(&drained[0], "traceparent"), some(PARENT));
+
     // What is no context is as good as none.
     let huge = "0".repeat(100 * 1024);
     for malformed in ["x", &huge] {

@@ -219,3 +219,19 @@ fn say(alert: &Alert) {
         Some(_) => tracing::info!(%kind, subject, "alert cleared"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use strum::IntoEnumIterator;
+
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_section_in_the_runbook() {
+        let runbook = include_str!("../../../docs/runbook.md").to_lowercase();
+        for kind in Kind::iter() {
+            let heading = format!("## {}", kind.to_string().replace('_', " "));
+            assert!(runbook.lines().any(|line| line == heading), "{kind}");
+        }
+    }
+}
