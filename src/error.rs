@@ -389,6 +389,11 @@ impl From<queue_admin::Error> for Failure {
                 failure.publish_outcome = None;
                 failure
             }
+            error @ Error::NotFetched(_) => Self::new(
+                Code::FailedPrecondition,
+                Reason::BrokerRefused,
+                error.to_string(),
+            ),
             Error::Refused(words) => Self::new(
                 Code::InvalidArgument,
                 Reason::InvalidRequest,

@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 
-use super::{Delivery, Error, Tag, topology::Binding};
+use super::{Delivery, Entity, Error, Tag, topology::Binding};
 use crate::message::Table;
 
 /// The administrative side of a broker. Every method answers within some seconds.
@@ -54,8 +54,9 @@ pub trait Fetch: Send {
     /// Tells the broker that these are done. Each tag was fetched and is unsettled.
     async fn ack(&mut self, tags: &[Tag]) -> Result<(), Error>;
 
-    /// Ends it; what was not acked is back in its queue when this returns, as far as the broker answers.
-    async fn close(self: Box<Self>);
+    /// Ends it; what was not acked is back in its queue when this returns. An error: whether the broker has carried out the
+    /// acks is not known.
+    async fn close(self: Box<Self>) -> Result<(), Error>;
 }
 
 /// Conditions of a deletion.
@@ -65,6 +66,26 @@ pub struct OnlyIf {
     pub unused: bool,
     /// Nothing is ready.
     pub empty: bool,
+}
+
+impl OnlyIf {
+    /// Refuses a queue that has what it must not have. `None`: nobody tells.
+    pub(super) fn check(
+        self,
+        name: &str,
+        consumers: Option<u64>,
+        ready: Option<u64>,
+    ) -> Result<(), Error> {
+        let name = name.to_owned();
+        if self.unused && consumers.is_some_and(|count| count > 0) {
+            let what = Entity::Queue;
+            return Err(Error::InUse { what, name });
+        }
+        if self.empty && ready.is_some_and(|count| count > 0) {
+            return Err(Error::NotEmpty { name });
+        }
+        Ok(())
+    }
 }
 
 /// A queue and how it does.
@@ -81,6 +102,7 @@ pub struct QueueInfo {
     pub publish: Flow,
     /// To consumers, redeliveries included.
     pub deliver: Flow,
+    /// Acked, or given to those who ack nothing.
     pub ack: Flow,
     /// Ready messages over the most that it holds.
     pub capacity_ratio: Option<f64>,
@@ -95,6 +117,22 @@ pub struct Flow {
     /// Since the queue was declared, or the broker began to count.
     pub total: Option<u64>,
     pub per_second: Option<f64>,
+}
+
+impl Flow {
+    /// Both together; what is known of one only is that one's.
+    pub(super) fn and(self, other: Self) -> Self {
+        fn sum<T: std::ops::Add<Output = T>>(a: Option<T>, b: Option<T>) -> Option<T> {
+            match (a, b) {
+                (Some(a), Some(b)) => Some(a + b),
+                (a, b) => a.or(b),
+            }
+        }
+        Self {
+            total: sum(self.total, other.total),
+            per_second: sum(self.per_second, other.per_second),
+        }
+    }
 }
 
 /// Who was asked.

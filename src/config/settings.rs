@@ -92,10 +92,10 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "Port of RabbitMQ's management API, which knows lists, rates and alarms; default 15672, or 15671 (https) with amqps; 0: it is not used",
     ),
-    setting(
+    secret(
         "RABBITMQ_MANAGEMENT_URL",
         "",
-        "Its URL, where it is not on RABBITMQ_HOST, such as https://rabbitmq:15671",
+        "Its URL, where it is not on RABBITMQ_HOST, such as https://rabbitmq:15671; with another user than AMQP's: https://user:password@…",
     ),
     setting(
         "TOPOLOGY_FILE",

@@ -13,6 +13,8 @@ use courtier::{
     grpc::proto::{GetQueueRequest, Queue, Source, nack::Action},
 };
 
+use tokio::time::MissedTickBehavior;
+
 use crate::{
     front::{Front, On, ack, from, nack, on_all, text, timely, to_queue},
     harness::{connect_with, eventually},
@@ -21,7 +23,7 @@ use crate::{
 };
 
 /// Messages a second, as evenly as a timer allows.
-const PACE: u64 = 50;
+const PACE: u64 = 20;
 
 /// Rates are those of the traffic, within a tenth.
 async fn rates_are_those_of_the_traffic(on: On) {
@@ -45,6 +47,7 @@ async fn rates_are_those_of_the_traffic(on: On) {
     let request = to_queue(&queue, text("x"));
     let traffic = tokio::spawn(async move {
         let mut pace = tokio::time::interval(Duration::from_micros(1_000_000 / PACE));
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             pace.tick().await;
             let published = publisher.clone().publish(request.clone()).await;
@@ -55,17 +58,22 @@ async fn rates_are_those_of_the_traffic(on: On) {
     let near = |rate: Option<f64>, truth: f64| {
         rate.is_some_and(|rate| (rate - truth).abs() <= truth / 10.0)
     };
-    eventually("all three rates are near", async || {
+    let mut told = Vec::new();
+    let agree = loop {
+        // As long as RabbitMQ's own figures are of.
         let (begun, before) = (tokio::time::Instant::now(), acked.load(SeqCst));
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         #[expect(clippy::cast_precision_loss, reason = "a small count")]
         let truth = (acked.load(SeqCst) - before) as f64 / begun.elapsed().as_secs_f64();
         let found = office.get(&queue).await.expect("it is there");
-        near(found.publish_rate, truth)
-            && near(found.deliver_rate, truth)
-            && near(found.ack_rate, truth)
-    })
-    .await;
+        let rates = [found.publish_rate, found.deliver_rate, found.ack_rate];
+        told.push((truth, rates));
+        let agree = rates.into_iter().all(|rate| near(rate, truth));
+        if agree || told.len() == 10 {
+            break agree;
+        }
+    };
+    assert!(agree, "{told:?}");
     consumer.abort();
     traffic.abort();
 }

@@ -8,18 +8,19 @@ use courtier::{
         topology::{Queue, QueueKind},
     },
     grpc::proto::{
-        MoveMessagesRequest, MoveMessagesResponse, PeekMessagesRequest, PeekedMessage,
-        message::Payload,
+        CreateQueueRequest, MoveMessagesRequest, MoveMessagesResponse, PeekMessagesRequest,
+        PeekedMessage, create_queue_request::Profile, message::Payload,
     },
     message::{Message, Value},
 };
+use prost_types::value::Kind;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
 use crate::{
-    front::{On, bodies, fault, from, on_all, refusal, refused, text, timely, to_queue},
+    front::{On, bodies, body, fault, from, on_all, refusal, refused, text, timely, to_queue},
     harness::eventually,
-    queue_admin::Office,
+    queue_admin::{Office, arguments},
 };
 
 impl Office {
@@ -283,7 +284,39 @@ async fn what_consumers_hold_is_theirs(on: On) {
     assert_eq!(office.drain_bodies(&destination).await, ["free"]);
 }
 
+/// To a fetch from a stream RabbitMQ answers by closing the connection.
+async fn a_stream_is_refused_and_nobody_is_harmed(on: On) {
+    if on == On::Embedded {
+        // It has no streams.
+        return;
+    }
+    let office = Office::open(on).await;
+    let (stream, other) = (office.name("stream"), office.queue("other").await);
+    let none = Kind::NullValue(0);
+    let kind = Kind::StringValue("stream".to_owned());
+    let created = office.create(CreateQueueRequest {
+        name: stream.clone(),
+        profile: Profile::DeadLetter.into(),
+        arguments: arguments(&[
+            ("x-queue-type", kind),
+            ("x-message-ttl", none.clone()),
+            ("x-delivery-limit", none),
+        ]),
+        ..Default::default()
+    });
+    created.await.expect("RabbitMQ has streams");
+    office.fill(&stream, &["a"]).await;
+    let mut consumer = office.subscribe(from(&[&other])).await;
+    let refusal_is = refused(Code::FailedPrecondition, "BROKER_REFUSED");
+    assert_eq!(refusal(office.peek(&stream, 1).await), refusal_is);
+    assert_eq!(refusal(office.move_all(&stream, &other).await), refusal_is);
+    // Its connection is another one.
+    office.fill(&other, &["unharmed"]).await;
+    assert_eq!(body(&consumer.delivery().await), "unharmed");
+}
+
 on_all! {
+    a_stream_is_refused_and_nobody_is_harmed
     what_is_looked_at_stays
     bad_looks_are_refused
     nothing_dies_of_being_looked_at

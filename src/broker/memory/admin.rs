@@ -152,14 +152,7 @@ impl Admin for MemoryBroker {
         let now = Instant::now();
         state.expire(now);
         let info = state.info(name, state.find(name)?);
-        if only.unused && info.consumers != Some(0) {
-            let (what, name) = (Entity::Queue, name.to_owned());
-            return Err(Error::InUse { what, name });
-        }
-        if only.empty && info.ready != Some(0) {
-            let name = name.to_owned();
-            return Err(Error::NotEmpty { name });
-        }
+        only.check(name, info.consumers, info.ready)?;
         state.delete_queue(name, now);
         Ok(info.ready.unwrap_or_default())
     }

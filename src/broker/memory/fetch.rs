@@ -63,8 +63,9 @@ impl Fetch for MemoryFetch {
         Ok(())
     }
 
-    async fn close(self: Box<Self>) {
+    async fn close(self: Box<Self>) -> Result<(), Error> {
         // Dropping it is all there is to do.
+        Ok(())
     }
 }
 

@@ -26,6 +26,9 @@ use crate::broker::{
 /// For one question over AMQP.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long after the first look a queue that says that it is empty is asked again, before it is deleted for that.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What the broker tells of a queue over AMQP.
 struct Counts {
     ready: u32,
@@ -53,6 +56,11 @@ impl RabbitMq {
         timeout(TIMEOUT, asking)
             .await
             .unwrap_or(Err(Error::TimedOut))
+    }
+
+    /// What the management API tells of a queue, if it does.
+    async fn told(&self, name: &str) -> Option<QueueInfo> {
+        self.management().ok()?.queue(name).await.ok().flatten()
     }
 
     async fn counts(&self, name: &str) -> Result<Counts, Error> {
@@ -85,15 +93,13 @@ impl Admin for RabbitMq {
     }
 
     async fn queue(&self, name: &str) -> Result<QueueInfo, Error> {
-        let more = async { self.management()?.queue(name).await };
-        let (counts, more) = tokio::join!(self.counts(name), more);
+        let (counts, told) = tokio::join!(self.counts(name), self.told(name));
         let counts = counts?;
-        let more = more.ok().flatten().unwrap_or_default();
         Ok(QueueInfo {
             name: name.to_owned(),
             ready: Some(counts.ready.into()),
             consumers: Some(counts.consumers.into()),
-            ..more
+            ..told.unwrap_or_default()
         })
     }
 
@@ -139,7 +145,7 @@ impl Admin for RabbitMq {
             product: "RabbitMQ",
             version: None,
             cluster: None,
-            virtual_host: self.virtual_host.clone(),
+            virtual_host: self.endpoint.virtual_host(),
             nodes: Vec::new(),
             connections: None,
             management: State::Off,
@@ -167,17 +173,21 @@ impl Admin for RabbitMq {
         // `delete/4` in <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_quorum_queue.erl>).
         let mut options = QueueDeleteOptions::default();
         if only.unused || only.empty {
-            let queue = self.queue(name).await?;
-            let name = || name.to_owned();
-            if only.unused && queue.consumers.is_some_and(|n| n > 0) {
-                let what = Entity::Queue;
-                return Err(Error::InUse { what, name: name() });
-            }
-            if only.empty && queue.ready.is_some_and(|n| n > 0) {
-                return Err(Error::NotEmpty { name: name() });
-            }
-            if queue.kind.as_deref() == Some(&QueueKind::Classic.to_string()) {
-                (options.if_unused, options.if_empty) = (only.unused, only.empty);
+            let told = self.told(name).await;
+            let classic = QueueKind::Classic.to_string();
+            let is_classic = told.as_ref().and_then(|queue| queue.kind.as_ref()) == Some(&classic);
+            (options.if_unused, options.if_empty) =
+                (is_classic && only.unused, is_classic && only.empty);
+            let told = told.unwrap_or_default();
+            let now = self.counts(name).await?;
+            only.check(name, told.consumers, told.ready)?;
+            only.check(name, Some(now.consumers.into()), Some(now.ready.into()))?;
+            if !is_classic {
+                // A quorum queue whose leader is busy or being elected says that it has nothing
+                // (`stat/2` in <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_quorum_queue.erl>).
+                tokio::time::sleep(LOOK_AGAIN).await;
+                let now = self.counts(name).await?;
+                only.check(name, Some(now.consumers.into()), Some(now.ready.into()))?;
             }
         } else {
             // Deleting what does not exist is no error in AMQP.
@@ -222,12 +232,13 @@ impl Admin for RabbitMq {
     }
 
     async fn unbind(&self, binding: &Binding) -> Result<(), Error> {
+        let arguments = convert::arguments(&binding.arguments)?;
         self.on_channel(async |channel| {
             let unbound = channel.queue_unbind(
                 binding.queue.as_str().into(),
                 binding.exchange.as_str().into(),
                 binding.routing_key.as_str().into(),
-                convert::table(&binding.arguments),
+                arguments,
             );
             let unbound = unbound.await;
             unbound.map_err(|cause| error::classify(&cause, Entity::Binding, &binding.to_string()))
@@ -236,7 +247,11 @@ impl Admin for RabbitMq {
     }
 
     async fn fetch(&self, queue: &str) -> Result<Box<dyn Fetch>, Error> {
-        let fetching = Fetching::begin(&self.pool, queue, Instant::now() + TIMEOUT);
+        // It says at once what a connection of its own would find out by waiting.
+        self.admin.up().ok_or(Error::Down)?;
+        let seat = self.fetches.clone().try_acquire_owned();
+        let seat = seat.map_err(|_| Error::TooManySubscriptions)?;
+        let fetching = Fetching::begin(seat, &self.endpoint, queue, Instant::now() + TIMEOUT);
         Ok(Box::new(fetching.await?))
     }
 }

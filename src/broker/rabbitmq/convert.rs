@@ -5,7 +5,10 @@ use lapin::{
     types::{AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable, LongString, ShortString},
 };
 
-use crate::message::{Message, Table, Value};
+use crate::{
+    broker::Error,
+    message::{Message, Table, Value},
+};
 
 /// AMQP's delivery mode 2: the message survives a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -94,8 +97,27 @@ fn short(text: &str) -> ShortString {
     ShortString::from(&text[..end])
 }
 
+/// What the arguments of a queue or binding may take: the link for administration has small frames, and a method must fit into one.
+const MAX_ARGUMENT_BYTES: usize = 4 * 1024;
+
+/// The arguments of a queue or binding. Larger ones would end the connection, longer names be cut.
+pub(super) fn arguments(arguments: &Table) -> Result<FieldTable, Error> {
+    if header_bytes(arguments) > MAX_ARGUMENT_BYTES {
+        let problem = format!("the arguments are larger than {MAX_ARGUMENT_BYTES} bytes");
+        return Err(Error::Refused(problem));
+    }
+    if let Some(name) = arguments.keys().find(|name| name.len() > 255) {
+        let problem = format!(
+            "an argument's name has {} bytes; at most 255 fit",
+            name.len()
+        );
+        return Err(Error::Refused(problem));
+    }
+    Ok(table(arguments))
+}
+
 /// A table as it is sent.
-pub(super) fn table(table: &Table) -> FieldTable {
+fn table(table: &Table) -> FieldTable {
     let mut fields = FieldTable::default();
     for (name, value) in table {
         fields.insert(short(name), to_amqp(value));

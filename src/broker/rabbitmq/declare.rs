@@ -86,7 +86,7 @@ async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Error> {
         .queue_declare(
             queue.name.as_str().into(),
             durable,
-            convert::table(&queue.arguments()),
+            convert::arguments(&queue.arguments())?,
         )
         .await
         .map(drop)
@@ -100,7 +100,7 @@ async fn bind(channel: &Channel, binding: &Binding) -> Result<(), Error> {
             binding.exchange.as_str().into(),
             binding.routing_key.as_str().into(),
             QueueBindOptions::default(),
-            convert::table(&binding.arguments),
+            convert::arguments(&binding.arguments)?,
         )
         .await
         .map_err(|cause| error::classify(&cause, Entity::Binding, &binding.to_string()))

@@ -2,7 +2,7 @@
 
 use lapin::{
     ErrorKind,
-    protocol::{AMQPErrorKind, AMQPSoftError},
+    protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
 };
 
 use crate::broker::{Entity, Error};
@@ -22,10 +22,20 @@ pub(super) fn classify(error: &lapin::Error, what: Entity, name: &str) -> Error 
         Some(_) => Error::Refused(reply_text(error)),
         None => match error.kind() {
             ErrorKind::ChannelsLimitReached => Error::TooManySubscriptions,
+            ErrorKind::ProtocolError(error) if is_passing(error.kind()) => Error::Down,
             ErrorKind::ProtocolError(_) => Error::Refused(reply_text(error)),
             _ => Error::Down,
         },
     }
+}
+
+/// Whether the broker closed the connection for reasons of its own, not for what it was asked.
+fn is_passing(kind: &AMQPErrorKind) -> bool {
+    use AMQPHardError::{CONNECTIONFORCED, INTERNALERROR, RESOURCEERROR};
+    matches!(
+        kind,
+        AMQPErrorKind::Hard(CONNECTIONFORCED | INTERNALERROR | RESOURCEERROR)
+    )
 }
 
 /// For steps that fail only with the link.

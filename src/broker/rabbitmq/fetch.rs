@@ -1,15 +1,23 @@
-//! Messages fetched one by one (`basic.get`), on a channel of their own: when it closes, what is not acked is back in its queue.
+//! Messages fetched one by one (`basic.get`), on a connection of their own: when it ends, what is not acked is back in its queue.
+//!
+//! Not on a connection that others use: to a fetch from a stream the broker answers by closing the whole connection (540,
+//! NOT_IMPLEMENTED), and over AMQP nobody can tell beforehand that a queue is one.
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::{
     Channel,
     options::{BasicAckOptions, BasicGetOptions},
 };
-use tokio::time::{Duration, Instant, timeout, timeout_at};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     convert, error,
-    pool::{Place, Pool},
+    link::{Endpoint, Once, Role},
 };
 use crate::broker::{Delivery, Entity, Error, Tag, admin::Fetch};
 
@@ -18,21 +26,30 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Fetching {
     queue: String,
     channel: Channel,
-    /// Gives the channel's place on its connection back.
-    place: Place,
+    connection: Once,
+    /// One of those that there may be at a time.
+    _seat: OwnedSemaphorePermit,
 }
 
 impl Fetching {
-    pub(super) async fn begin(pool: &Pool, queue: &str, deadline: Instant) -> Result<Self, Error> {
+    pub(super) async fn begin(
+        seat: OwnedSemaphorePermit,
+        endpoint: &Endpoint,
+        queue: &str,
+        deadline: Instant,
+    ) -> Result<Self, Error> {
         let begin = async {
-            // Not on the link for administration: its frames are too small for large headers.
-            let place = pool.place(deadline).await?;
-            let opening = async { error::open(place.connection().create_channel().await) };
-            let channel = place.while_up(opening).await?;
+            let connection = Once::connect(endpoint, Role::Fetch).await;
+            let connection = connection.map_err(|cause| {
+                tracing::debug!(cause, "no connection to fetch with");
+                Error::Down
+            })?;
+            let channel = error::open(connection.connection.create_channel().await)?;
             Ok(Self {
                 queue: queue.to_owned(),
                 channel,
-                place,
+                connection,
+                _seat: seat,
             })
         };
         timeout_at(deadline, begin)
@@ -41,13 +58,10 @@ impl Fetching {
     }
 
     async fn step<T>(&self, work: impl Future<Output = lapin::Result<T>>) -> Result<T, Error> {
-        let work = async {
-            let done = work.await;
-            done.map_err(|cause| error::classify(&cause, Entity::Queue, &self.queue))
-        };
-        timeout(STEP_TIMEOUT, self.place.while_up(work))
-            .await
-            .unwrap_or(Err(Error::TimedOut))
+        // The client library may wait for ever on a connection that ends.
+        let done = timeout(STEP_TIMEOUT, work).await;
+        let done = done.map_err(|_| Error::TimedOut)?;
+        done.map_err(|cause| error::classify(&cause, Entity::Queue, &self.queue))
     }
 }
 
@@ -78,21 +92,8 @@ impl Fetch for Fetching {
         Ok(())
     }
 
-    async fn close(self: Box<Self>) {
-        let _ = timeout(STEP_TIMEOUT, self.channel.close(200, "fetched".into())).await;
-    }
-}
-
-/// A channel that is merely forgotten would keep what it fetched for as long as its connection lives.
-impl Drop for Fetching {
-    fn drop(&mut self) {
-        if self.channel.status().connected()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let channel = self.channel.clone();
-            runtime.spawn(async move {
-                let _ = timeout(STEP_TIMEOUT, channel.close(200, "fetched".into())).await;
-            });
-        }
+    async fn close(self: Box<Self>) -> Result<(), Error> {
+        // In order: the broker has carried out the acks when it answers.
+        self.connection.close().await.map_err(|_| Error::Down)
     }
 }

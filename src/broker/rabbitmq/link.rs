@@ -115,6 +115,7 @@ pub(super) enum Role {
     Publish,
     Consume,
     Admin,
+    Fetch,
 }
 
 /// The connection of the moment.
@@ -267,6 +268,8 @@ async fn connect(
     let properties = ConnectionProperties::default().with_connection_name(name.into());
 
     let cord = Cord::default();
+    // Also when whoever waits gives up.
+    let abandoned = Abandoned(Some(cord.clone()));
     let (tls, kept) = (endpoint.tls.clone(), cord.clone());
     let connector = async move |uri: AMQPUri, _: Runtime<Tokio>| {
         let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
@@ -287,24 +290,46 @@ async fn connect(
     let connecting =
         Connection::connector(uri, TokioRuntime::tokio_current(), connector, properties);
     match timeout(HANDSHAKE_TIMEOUT, connecting).await {
-        Ok(Ok(connection)) => Ok((connection, cord)),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => {
-            cord.cut();
-            Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))
+        Ok(Ok(connection)) => {
+            abandoned.not();
+            Ok((connection, cord))
         }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}")),
+    }
+}
+
+/// A connection for one purpose, that nothing else depends on. Nobody builds it anew; it ends when it is dropped.
+pub(super) struct Once {
+    pub(super) connection: Connection,
+    cord: Cord,
+}
+
+impl Once {
+    /// The error is for people.
+    pub(super) async fn connect(endpoint: &Endpoint, role: Role) -> Result<Self, String> {
+        let (connection, cord) = connect(endpoint, role, 0).await?;
+        Ok(Self { connection, cord })
+    }
+
+    /// Ends it in order. The error is for people.
+    pub(super) async fn close(&self) -> Result<(), String> {
+        match timeout(CLOSE_TIMEOUT, self.connection.close(200, "bye".into())).await {
+            Ok(closed) => closed.map_err(|error| error.to_string()),
+            Err(_) => Err("it does not answer".to_owned()),
+        }
+    }
+}
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        self.cord.cut();
     }
 }
 
 /// Connects once, and leaves. The error is for people.
 pub(super) async fn probe(endpoint: &Endpoint) -> Result<(), String> {
-    let (connection, cord) = connect(endpoint, Role::Admin, 0).await?;
-    let closed = timeout(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await;
-    cord.cut();
-    match closed {
-        Ok(closed) => closed.map_err(|error| error.to_string()),
-        Err(_) => Err("it does not answer".to_owned()),
-    }
+    Once::connect(endpoint, Role::Admin).await?.close().await
 }
 
 /// Follows one connection to its end. `None`: it was closed on request.
@@ -358,6 +383,23 @@ async fn live(
 /// when blocked; shutting the socket down is the one way to end it.
 #[derive(Clone, Default)]
 struct Cord(Arc<Mutex<Tie>>);
+
+/// Cuts the cord when it is dropped, unless it was told not to.
+struct Abandoned(Option<Cord>);
+
+impl Abandoned {
+    fn not(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(cord) = &self.0 {
+            cord.cut();
+        }
+    }
+}
 
 #[derive(Default)]
 enum Tie {

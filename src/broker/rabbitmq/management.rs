@@ -285,7 +285,7 @@ struct Queue {
 impl From<Queue> for QueueInfo {
     fn from(queue: Queue) -> Self {
         let arguments = table(&queue.arguments);
-        let flow = |name: &str| {
+        let flow = |name| {
             let rate = &queue.message_stats[format!("{name}_details")]["rate"];
             Flow {
                 total: queue.message_stats[name].as_u64(),
@@ -322,7 +322,10 @@ impl From<Queue> for QueueInfo {
             consumers: queue.consumers,
             publish: flow("publish"),
             deliver: flow("deliver_get"),
-            ack: flow("ack"),
+            ack: ["deliver_no_ack", "get_no_ack"]
+                .into_iter()
+                .map(flow)
+                .fold(flow("ack"), Flow::and),
             capacity_ratio: ratios.into_iter().flatten().reduce(f64::max),
             delivery_limit: delivery_limit.and_then(|limit| u32::try_from(limit).ok()),
             source: Source::Management,

@@ -26,10 +26,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -49,6 +50,8 @@ use crate::metrics::Metrics;
 
 /// Channels that publishes are spread over. A stream or batch has one of them, which keeps its order.
 const LANES: usize = 8;
+/// Queues that are fetched from at a time.
+const MAX_FETCHES: usize = 16;
 /// How long an administrative call waits for its link.
 const LINK_PATIENCE: Duration = Duration::from_secs(2);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -102,7 +105,13 @@ impl Options {
             ManagementAt::Port(port) => endpoint.management_url(*port).map_err(BadUrl)?,
             ManagementAt::Url(url) => url.clone(),
         };
-        let (user, password) = endpoint.credentials();
+        // Credentials in the URL go before those of AMQP, and nowhere else: errors name the URL.
+        let (user, password) = match (url.username(), url.password()) {
+            ("", _) => endpoint.credentials(),
+            (user, password) => (decoded(user), decoded(password.unwrap_or_default()).into()),
+        };
+        let mut url = url;
+        let _ = url.set_username("").and_then(|()| url.set_password(None));
         let client = Management::new(management::Options {
             url,
             user,
@@ -112,6 +121,11 @@ impl Options {
         });
         client.map(Some).map_err(BadUrl)
     }
+}
+
+/// A part of a URL as it is meant.
+fn decoded(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// What there is to say of a RabbitMQ that is asked once. Errors are for people.
@@ -147,7 +161,9 @@ pub struct RabbitMq {
     pool: Pool,
     /// `None`: it is switched off.
     management: Option<Management>,
-    virtual_host: String,
+    endpoint: Endpoint,
+    /// Each is a connection.
+    fetches: Arc<Semaphore>,
     links: watch::Receiver<Links>,
     stop_lanes: CancellationToken,
     lane_tasks: TaskTracker,
@@ -165,11 +181,10 @@ impl RabbitMq {
     pub fn start(options: &Options, metrics: &Metrics) -> Result<Arc<Self>, BadUrl> {
         let endpoint = options.endpoint()?;
         let management = options.management(&endpoint)?;
-        let virtual_host = endpoint.virtual_host();
         let (stop_lanes, lane_tasks) = (CancellationToken::new(), TaskTracker::new());
         let (stop_links, link_tasks) = (CancellationToken::new(), TaskTracker::new());
         let connector = Connector {
-            endpoint,
+            endpoint: endpoint.clone(),
             tasks: link_tasks.clone(),
             stop: stop_links.clone(),
             metrics: metrics.clone(),
@@ -191,7 +206,8 @@ impl RabbitMq {
             publish,
             admin,
             management,
-            virtual_host,
+            endpoint,
+            fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
             lanes,
             next_lane: AtomicUsize::new(0),
             stop_lanes,

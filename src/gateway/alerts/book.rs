@@ -36,16 +36,18 @@ impl Book {
         }
     }
 
-    /// Takes down what was found, and answers what is raised and cleared by it. What stood and was not looked at is unchanged where
-    /// its kind could not be looked at at all, and right where others of its kind were: it is gone.
+    /// Takes down what was found, and answers what is raised and cleared by it. What stood and is not among it is right where all of
+    /// its kind were looked at ([`Finding::looked`]), because it is gone; else it stays as it was.
     pub fn note(&mut self, found: Vec<Finding>, at: Instant, now: Time) -> Vec<Alert> {
         let mut changed = Vec::new();
         let mut findings: BTreeMap<(Kind, String), Finding> = BTreeMap::new();
         let mut looked_at: Vec<Kind> = Vec::new();
         for finding in found {
-            looked_at.push(finding.kind);
-            if let Some(subject) = &finding.subject {
-                findings.insert((finding.kind, subject.clone()), finding);
+            match &finding.subject {
+                None => looked_at.push(finding.kind),
+                Some(subject) => {
+                    findings.insert((finding.kind, subject.clone()), finding);
+                }
             }
         }
         for (key, entry) in &mut self.entries {
@@ -96,7 +98,8 @@ impl Entry {
                 false
             }
             (None, State::Right) => false,
-            (_, State::Between) => return None,
+            (None, State::Between) => false,
+            (Some(_), State::Between) => return None,
         };
         if !otherwise {
             self.otherwise = None;

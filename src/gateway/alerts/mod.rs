@@ -31,7 +31,7 @@ const CHANGES: usize = 1_024;
 /// Queues that have figures at /metrics.
 const MAX_QUEUES: usize = 1_000;
 /// Between two looks at a broker with very many queues.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What can be wrong.
 #[derive(
@@ -143,7 +143,7 @@ impl Alerts {
 
     /// What stands now, and each change from then on.
     pub fn watch(&self) -> (Arc<Vec<Alert>>, broadcast::Receiver<Alert>) {
-        // Changes are sent before they stand: one that is in both is told twice, none is missed.
+        // In this order: a change in between is in both.
         let changes = self.changes.subscribe();
         (self.list(), changes)
     }
@@ -163,14 +163,16 @@ async fn look(
         ticks.tick().await;
         let seen = eyes.look().await;
         let findings = rules::findings(&seen, &options);
-        for alert in book.note(findings, Instant::now(), seen.now) {
+        let changed = book.note(findings, Instant::now(), seen.now);
+        let standing = book.standing();
+        expose(&metrics, &seen, &standing);
+        // First what stands, so that who begins to watch in between is told twice, and never not.
+        told.send_replace(Arc::new(standing));
+        for alert in changed {
             say(&alert);
             // Nobody may be watching.
             let _ = changes.send(alert);
         }
-        let standing = book.standing();
-        expose(&metrics, &seen, &standing);
-        told.send_replace(Arc::new(standing));
         // A broker with so many queues that listing them takes long is not to do only that.
         if let Some(took) = seen.listing.filter(|took| *took > options.every / 4) {
             tokio::time::sleep((took * 4).min(LONGEST_PAUSE)).await;

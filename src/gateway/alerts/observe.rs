@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     broker::{
         Broker, Links,
-        admin::{Node, QueueInfo},
+        admin::{Management, Node, QueueInfo},
     },
     failure::Time,
     gateway::{failed::FailedMessages, queue_admin::QueueAdmin},
@@ -20,10 +20,11 @@ pub struct Observation {
     pub now: Time,
     pub links: Links,
     pub queues: Option<Vec<QueueInfo>>,
+    /// There are no others, as far as this gateway can ever know.
+    pub queues_are_all: bool,
     /// How long it took to list them.
     pub listing: Option<Duration>,
-    /// Empty where nobody tells.
-    pub nodes: Vec<Node>,
+    pub nodes: Option<Vec<Node>>,
     pub database_up: bool,
     /// Messages that failed for the first time.
     pub failed_last_minute: Option<u64>,
@@ -45,18 +46,22 @@ impl Eyes {
         let listing = async {
             let begun = Instant::now();
             let listed = self.queues.all_queues().await.ok()?;
-            Some((listed.found, begun.elapsed()))
+            Some((listed, begun.elapsed()))
         };
         let (listed, status, failed) =
             tokio::join!(listing, self.broker.admin().status(), self.failed.recent(),);
         let failed = failed.ok();
-        let (queues, listing) = listed.unzip();
+        let (listed, listing) = listed.unzip();
+        let (queues, partial) = listed.map(|listed| (listed.found, listed.partial)).unzip();
         Observation {
             now: chrono::Utc::now(),
             links,
             queues,
             listing,
-            nodes: status.nodes,
+            // Without the management API at all, what is known is all there ever is to know.
+            queues_are_all: partial == Some(false) || status.management == Management::Off,
+            // A cluster has at least one.
+            nodes: Some(status.nodes).filter(|nodes| !nodes.is_empty()),
             database_up: self.store.is_up(),
             failed_last_minute: failed.map(|failed| failed.last_minute),
             oldest_failed: failed.map(|failed| failed.oldest_age),

@@ -7,15 +7,16 @@ use crate::{
     broker::{
         LinkState,
         admin::{Node, QueueInfo},
+        topology::dead_letter_queue,
     },
-    gateway::queue_admin::time_to_drain,
+    gateway::queue_admin::{is_stream, time_to_drain},
 };
 
 /// How one thing is.
 #[derive(Debug)]
 pub struct Finding {
     pub kind: Kind,
-    /// `None`: only says that things of this kind were looked at.
+    /// `None`: says that everything of this kind was looked at.
     pub subject: Option<String>,
     pub state: State,
     /// With figures, for people.
@@ -35,6 +36,7 @@ impl Finding {
         }
     }
 
+    /// Nothing else of this kind is there.
     pub fn looked(kind: Kind) -> Self {
         Self {
             subject: None,
@@ -42,6 +44,9 @@ impl Finding {
         }
     }
 }
+
+/// Kinds of alerts that are about a queue.
+const OF_QUEUES: [Kind; 3] = [Kind::QueueDepth, Kind::NoConsumer, Kind::ConsumerLag];
 
 /// Wrong above `raise`, right below `clear`.
 fn level(value: f64, raise: f64, clear: f64) -> State {
@@ -63,11 +68,20 @@ pub fn findings(seen: &Observation, options: &Options) -> Vec<Finding> {
     let mut found = Vec::new();
     links(seen, &mut found);
     if let Some(queues) = &seen.queues {
-        let queue_kinds = [Kind::QueueDepth, Kind::NoConsumer, Kind::ConsumerLag];
-        found.extend(queue_kinds.map(Finding::looked));
-        for queue in queues.iter().filter(|queue| !ignored(&queue.name, options)) {
+        if seen.queues_are_all {
+            found.extend(OF_QUEUES.map(Finding::looked));
+        }
+        // A stream keeps what was consumed: its length says nothing.
+        let queues = queues.iter().filter(|queue| !is_stream(queue));
+        for queue in queues.filter(|queue| !ignored(&queue.name, options)) {
+            // What is not known stays as it was said.
+            let unknown = OF_QUEUES.map(|kind| Finding::of(kind, &queue.name, State::Between, ""));
+            found.extend(unknown);
             depth(queue, options, &mut found);
-            consumers(queue, options, &mut found);
+            // Without the database nobody collects dead letters: that is said once, not for each queue.
+            if seen.database_up || !queue.name.ends_with(&dead_letter_queue("")) {
+                consumers(queue, options, &mut found);
+            }
         }
     }
     database(seen, options, &mut found);
@@ -92,7 +106,10 @@ fn links(seen: &Observation, found: &mut Vec<Finding>) {
         yes(blocked),
         summary,
     ));
-    for node in &seen.nodes {
+    if seen.nodes.is_some() {
+        found.push(Finding::looked(Kind::BrokerAlarm));
+    }
+    for node in seen.nodes.iter().flatten() {
         let name = &node.name;
         let alarms = alarms(node);
         let summary = format!("{name} takes no messages: {}", alarms.join(", "));
@@ -116,6 +133,10 @@ fn alarms(node: &Node) -> Vec<&'static str> {
 
 fn depth(queue: &QueueInfo, options: &Options, found: &mut Vec<Finding>) {
     let (Some(ratio), Some(ready)) = (queue.capacity_ratio, queue.ready) else {
+        // Known not to have a limit (any more).
+        if queue.arguments.is_some() && queue.ready.is_some() {
+            found.push(Finding::of(Kind::QueueDepth, &queue.name, State::Right, ""));
+        }
         return;
     };
     // Down to an eighth below the threshold, so that a queue at the threshold does not flap.

@@ -1,9 +1,9 @@
 //! Changes. Each is in the log as an audit event, and so is each that was refused.
 
-use std::fmt::Display;
+use tokio::task::JoinError;
 
 use super::{
-    Error, QueueAdmin, own_exchange, own_queue,
+    Error, QueueAdmin, fetchable, own_exchange, own_queue,
     plan::{Action, Change, correct},
 };
 use crate::{
@@ -37,13 +37,28 @@ pub struct Created {
     pub changes: Vec<Change>,
 }
 
-/// One line a change, whatever became of it. The caller goes here as soon as callers have names.
-pub(super) fn audit<T, E: Display>(action: &'static str, target: &str, done: &Result<T, E>) {
-    match done {
-        Ok(_) => tracing::info!(target: "courtier::audit", action, target, "done"),
-        Err(error) => {
-            tracing::info!(target: "courtier::audit", action, target, %error, "not done");
+/// Carries a change out, also when the caller goes away meanwhile, and writes its line in the log, whatever became of it. The
+/// caller goes there as soon as callers have names.
+pub(super) async fn audited<T: Send + 'static>(
+    action: &'static str,
+    target: String,
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::spawn(async move {
+        let done = work.await;
+        match &done {
+            Ok(_) => tracing::info!(target: "courtier::audit", action, target, "done"),
+            Err(error) => {
+                tracing::info!(target: "courtier::audit", action, target, %error, "not done");
+            }
         }
+        done
+    });
+    match done.await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends.
+        Err(Err(_)) => Err(broker::Error::Down.into()),
     }
 }
 
@@ -56,15 +71,19 @@ impl QueueAdmin {
         others: Table,
         validate_only: bool,
     ) -> Result<Created, Error> {
-        let created = self.create_queue_unaudited(name, profile, others, validate_only);
-        let created = created.await;
-        if !validate_only {
-            audit("create queue", name, &created);
+        let (admin, target) = (self.clone(), name.to_owned());
+        let name = target.clone();
+        let work = async move {
+            let created = admin.create_queue_now(&name, profile, others, validate_only);
+            created.await
+        };
+        if validate_only {
+            return work.await;
         }
-        created
+        audited("create queue", target, work).await
     }
 
-    async fn create_queue_unaudited(
+    async fn create_queue_now(
         &self,
         name: &str,
         profile: Profile,
@@ -92,7 +111,7 @@ impl QueueAdmin {
             let differences = self.broker.declare(&alone).await?;
             if let Some(difference) = differences.into_iter().next() {
                 return Err(match planned {
-                    Some(known) if known.action == Action::Unknown => Error::Differs(Change {
+                    Some(known) if known.action != Action::Create => Error::Differs(Change {
                         action: Action::Differs,
                         note: difference.detail,
                         ..known
@@ -136,44 +155,43 @@ impl QueueAdmin {
 
     /// Deletes a queue; how many messages that was.
     pub async fn delete_queue(&self, name: &str, only: OnlyIf) -> Result<u64, Error> {
-        let deleted = async {
-            own_queue("name", name)?;
-            Ok(self.broker.admin().delete_queue(name, only).await?)
-        };
-        let deleted = deleted.await;
-        audit("delete queue", name, &deleted);
-        deleted
+        let (admin, name) = (self.clone(), name.to_owned());
+        audited("delete queue", name.clone(), async move {
+            own_queue("name", &name)?;
+            Ok(admin.broker.admin().delete_queue(&name, only).await?)
+        })
+        .await
     }
 
     /// Deletes what is ready in a queue; how many messages that was. `confirm_name` must say the name again.
     pub async fn purge_queue(&self, name: &str, confirm_name: &str) -> Result<u64, Error> {
-        let purged = async {
-            own_queue("name", name)?;
-            if name != confirm_name {
+        let is_confirmed = name == confirm_name;
+        let (admin, name) = (self.clone(), name.to_owned());
+        audited("purge queue", name.clone(), async move {
+            own_queue("name", &name)?;
+            if !is_confirmed {
                 let problem = "must be the queue's name again: a purge cannot be taken back";
                 return Err(Invalid::field("confirm_name", problem).into());
             }
-            Ok(self.broker.admin().purge_queue(name).await?)
-        };
-        let purged = purged.await;
-        audit("purge queue", name, &purged);
-        purged
+            let admin = admin.broker.admin();
+            fetchable(&admin.queue(&name).await?)?;
+            Ok(admin.purge_queue(&name).await?)
+        })
+        .await
     }
 
     /// Creates an exchange, unless it is there and alike; whether it was missing.
     pub async fn create_exchange(&self, name: &str, kind: ExchangeKind) -> Result<bool, Error> {
-        let created = async {
-            own_exchange("name", name)?;
+        let (admin, name) = (self.clone(), name.to_owned());
+        audited("create exchange", name.clone(), async move {
+            own_exchange("name", &name)?;
             let topology = Topology {
-                exchanges: vec![Exchange {
-                    name: name.to_owned(),
-                    kind,
-                }],
+                exchanges: vec![Exchange { name, kind }],
                 ..Topology::default()
             };
-            let mut plan = self.plan(&topology).await?;
+            let mut plan = admin.plan(&topology).await?;
             let missing = plan.changes.iter().any(|one| one.action == Action::Create);
-            correct(&mut plan.changes, &self.broker.declare(&topology).await?);
+            correct(&mut plan.changes, &admin.broker.declare(&topology).await?);
             let differs = plan
                 .changes
                 .into_iter()
@@ -181,53 +199,46 @@ impl QueueAdmin {
             if let Some(differs) = differs {
                 return Err(Error::Differs(differs));
             }
-            self.known.add(&topology);
+            admin.known.add(&topology);
             Ok(missing)
-        };
-        let created = created.await;
-        audit("create exchange", name, &created);
-        created
+        })
+        .await
     }
 
     /// Deletes an exchange.
     pub async fn delete_exchange(&self, name: &str, only_if_unused: bool) -> Result<(), Error> {
-        let deleted = async {
-            own_exchange("name", name)?;
-            let admin = self.broker.admin();
-            Ok(admin.delete_exchange(name, only_if_unused).await?)
-        };
-        let deleted = deleted.await;
-        audit("delete exchange", name, &deleted);
-        deleted
+        let (admin, name) = (self.clone(), name.to_owned());
+        audited("delete exchange", name.clone(), async move {
+            own_exchange("name", &name)?;
+            let admin = admin.broker.admin();
+            Ok(admin.delete_exchange(&name, only_if_unused).await?)
+        })
+        .await
     }
 
     /// Binds a queue.
     pub async fn bind(&self, binding: Binding) -> Result<(), Error> {
-        let name = binding.to_string();
-        let bound = async {
-            self.check_ends(&binding).await?;
+        let admin = self.clone();
+        audited("bind", binding.to_string(), async move {
+            admin.check_ends(&binding).await?;
             let topology = Topology {
                 bindings: vec![binding],
                 ..Topology::default()
             };
-            self.broker.declare(&topology).await?;
-            self.known.add(&topology);
+            admin.broker.declare(&topology).await?;
             Ok(())
-        };
-        let bound: Result<(), Error> = bound.await;
-        audit("bind", &name, &bound);
-        bound
+        })
+        .await
     }
 
     /// Removes a binding.
     pub async fn unbind(&self, binding: Binding) -> Result<(), Error> {
-        let unbound = async {
-            self.check_ends(&binding).await?;
-            Ok(self.broker.admin().unbind(&binding).await?)
-        };
-        let unbound: Result<(), Error> = unbound.await;
-        audit("unbind", &binding.to_string(), &unbound);
-        unbound
+        let admin = self.clone();
+        audited("unbind", binding.to_string(), async move {
+            admin.check_ends(&binding).await?;
+            Ok(admin.broker.admin().unbind(&binding).await?)
+        })
+        .await
     }
 
     /// Says which end of a binding is missing.

@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Error, QueueAdmin, note, own_exchange, queue_name};
+use super::{Error, QueueAdmin, is_stream, note, own_exchange, queue_name};
 use crate::{
     broker::{
         self,
@@ -12,8 +12,11 @@ use crate::{
         topology::dead_letter_queue,
     },
     gateway::page::{self, Listed},
+    names,
 };
 
+/// Queues of a list that are asked about over AMQP at the most.
+const MOST_UNCOUNTED: usize = 100;
 /// Questions to the broker at a time, where each queue is asked about by itself.
 const AT_A_TIME: usize = 16;
 
@@ -62,10 +65,16 @@ impl QueueAdmin {
     pub async fn all_queues(&self) -> Result<Answer<Vec<QueueInfo>>, Error> {
         let admin = self.broker.admin();
         let (mut found, management) = match listed(admin.queues().await)? {
-            Ok(found) => (found, Management::Up),
+            Ok(found) => (self.counted(found).await, Management::Up),
             Err(management) => {
                 let known = stream::iter(self.known.queues());
-                let asked = known.map(|name| async move { there(admin.queue(&name).await) });
+                let asked = known.map(|name| async move {
+                    let found = there(admin.queue(&name).await);
+                    if matches!(found, Ok(None)) {
+                        self.known.forget_queue(&name);
+                    }
+                    found
+                });
                 let found = asked.buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>();
                 (found.await?.into_iter().flatten().collect(), management)
             }
@@ -80,6 +89,24 @@ impl QueueAdmin {
             partial: management != Management::Up,
             note: note(&management),
         })
+    }
+
+    /// Asks over AMQP about queues that the management API has not counted yet: those that are new.
+    async fn counted(&self, mut queues: Vec<QueueInfo>) -> Vec<QueueInfo> {
+        let uncounted = queues.iter().filter(|queue| queue.ready.is_none());
+        let names: Vec<String> = uncounted
+            .take(MOST_UNCOUNTED)
+            .map(|queue| queue.name.clone())
+            .collect();
+        let admin = self.broker.admin();
+        let asked = stream::iter(names).map(|name| async move { admin.queue(&name).await.ok() });
+        let asked = asked.buffer_unordered(AT_A_TIME).collect::<Vec<_>>();
+        for counted in asked.await.into_iter().flatten() {
+            if let Some(queue) = queues.iter_mut().find(|queue| queue.name == counted.name) {
+                *queue = counted;
+            }
+        }
+        queues
     }
 
     /// One queue.
@@ -109,8 +136,7 @@ impl QueueAdmin {
     }
 
     pub async fn stats_of(&self, queue: QueueInfo) -> QueueStats {
-        let letters = dead_letter_queue(&queue.name);
-        let letters = self.broker.admin().queue(&letters);
+        let letters = self.dead_letters(&queue.name);
         let failed = self.failed.stats(Some(&queue.name));
         let (letters, failed) = tokio::join!(letters, failed);
         let open = |counts: &crate::store::QueueCounts| {
@@ -120,9 +146,17 @@ impl QueueAdmin {
         QueueStats {
             time_to_drain: time_to_drain(&queue),
             failed: failed.ok().map(|stats| stats.queues.iter().map(open).sum()),
-            dead_letters: letters.ok().and_then(|letters| letters.ready),
+            dead_letters: letters,
             queue,
         }
+    }
+
+    /// What is ready in a queue's dead-letter queue; `None`: there is none, or nobody tells.
+    async fn dead_letters(&self, queue: &str) -> Option<u64> {
+        let letters = dead_letter_queue(queue);
+        // The longest names have none.
+        names::queue(&letters).ok()?;
+        self.broker.admin().queue(&letters).await.ok()?.ready
     }
 
     /// Exchanges whose name contains a text, in any case of letters, by name.
@@ -149,7 +183,13 @@ impl QueueAdmin {
             Ok(found) => (found, Management::Up),
             Err(management) => {
                 let known = stream::iter(self.known.exchanges());
-                let asked = known.map(|name| async move { there(admin.exchange(&name).await) });
+                let asked = known.map(|name| async move {
+                    let found = there(admin.exchange(&name).await);
+                    if matches!(found, Ok(None)) {
+                        self.known.forget_exchange(&name);
+                    }
+                    found
+                });
                 let found = asked.buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>();
                 (found.await?.into_iter().flatten().collect(), management)
             }
@@ -227,9 +267,10 @@ fn matching<T>(mut all: Vec<T>, containing: &str, name: impl Fn(&T) -> &str) -> 
 
 /// See [`QueueStats::time_to_drain`].
 pub(in crate::gateway) fn time_to_drain(queue: &QueueInfo) -> Option<Duration> {
-    // Consumers that ack nothing by themselves are done with what they are sent.
-    let pace = queue.ack.per_second.filter(|rate| *rate > 0.0);
-    let pace = pace.or(queue.deliver.per_second.filter(|rate| *rate > 0.0))?;
+    if is_stream(queue) {
+        return None;
+    }
+    let pace = queue.ack.per_second.filter(|rate| *rate > 0.0)?;
     let waiting = queue.ready? + queue.unacked.unwrap_or(0);
     #[expect(clippy::cast_precision_loss, reason = "a time for people")]
     let seconds = waiting as f64 / pace;

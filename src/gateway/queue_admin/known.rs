@@ -15,6 +15,8 @@ pub struct Known(Arc<Mutex<Names>>);
 
 #[derive(Default)]
 struct Names {
+    /// The topology file's: they are looked for also after somebody deleted them.
+    file: Topology,
     queues: BTreeSet<String>,
     exchanges: BTreeSet<String>,
 }
@@ -25,6 +27,7 @@ impl Known {
         let known = Self::default();
         if let Some(topology) = topology {
             known.add(topology);
+            known.names().file.clone_from(topology);
         }
         known
     }
@@ -47,6 +50,22 @@ impl Known {
     /// An exchange that exists.
     pub fn exchange(&self, name: &str) {
         remember(&mut self.names().exchanges, name);
+    }
+
+    /// A queue that does not exist.
+    pub fn forget_queue(&self, name: &str) {
+        let mut names = self.names();
+        if !names.file.queues.iter().any(|queue| queue.name == name) {
+            names.queues.remove(name);
+        }
+    }
+
+    /// An exchange that does not exist.
+    pub fn forget_exchange(&self, name: &str) {
+        let mut names = self.names();
+        if !names.file.exchanges.iter().any(|one| one.name == name) {
+            names.exchanges.remove(name);
+        }
     }
 
     pub fn queues(&self) -> Vec<String> {

@@ -25,7 +25,7 @@ use super::{failed::FailedMessages, page::BadToken, validate::Invalid};
 use crate::{
     broker::{
         self, Broker, Entity, Fate,
-        admin::Management,
+        admin::{Management, QueueInfo},
         topology::{QueueDefaults, Topology},
     },
     names,
@@ -47,6 +47,9 @@ pub enum Error {
     /// The copy of a message is not confirmed; the message is where it was.
     #[error("the copy is not confirmed: {0:?}")]
     NotMoved(Fate),
+    /// Messages cannot be fetched from it: it is a stream, or the broker has other reasons.
+    #[error("messages cannot be fetched from it: {0}")]
+    NotFetched(String),
     /// The broker does not take what it was asked to make; in its own words.
     #[error("the broker refuses: {0}")]
     Refused(String),
@@ -69,6 +72,28 @@ impl From<BadToken> for Error {
     fn from(_: BadToken) -> Self {
         Self::PageToken
     }
+}
+
+/// Why a fetch failed.
+fn not_fetched(error: broker::Error) -> Error {
+    match error {
+        broker::Error::Refused(words) => Error::NotFetched(words),
+        error => error.into(),
+    }
+}
+
+/// Whether a queue is known to keep what is consumed.
+pub(super) fn is_stream(queue: &QueueInfo) -> bool {
+    queue.kind.as_deref() == Some("stream")
+}
+
+/// Refuses a queue that is known to be a stream.
+fn fetchable(queue: &QueueInfo) -> Result<(), Error> {
+    if is_stream(queue) {
+        let words = "it is a stream, which only consumers read";
+        return Err(Error::NotFetched(words.to_owned()));
+    }
+    Ok(())
 }
 
 /// The service.

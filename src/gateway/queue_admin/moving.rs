@@ -6,7 +6,7 @@ use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{Error, QueueAdmin, change::audit, own_queue};
+use super::{Error, QueueAdmin, change::audited, fetchable, not_fetched, own_queue};
 use crate::{
     broker::{Delivery, Fate, InDoubt, Lane, Publish, Receipt, Tag, admin::Fetch},
     gateway::validate::Invalid,
@@ -44,20 +44,13 @@ impl QueueAdmin {
             let problem = "must be another queue than the source";
             return Err(Invalid::field("destination", problem).into());
         }
-        let (admin, names) = (self.clone(), (source.to_owned(), destination.to_owned()));
-        let moving = tokio::spawn(async move {
-            let (source, destination) = (&names.0, &names.1);
-            let moved = admin.move_all(source, destination, limit, deadline).await;
-            audit(
-                "move messages",
-                &format!("{source} -> {destination}"),
-                &moved,
-            );
-            moved
-        });
-        moving
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        let admin = self.clone();
+        let (source, destination) = (source.to_owned(), destination.to_owned());
+        let target = format!("{source} -> {destination}");
+        audited("move messages", target, async move {
+            admin.move_all(&source, &destination, limit, deadline).await
+        })
+        .await
     }
 
     async fn move_all(
@@ -70,8 +63,11 @@ impl QueueAdmin {
         let admin = self.broker.admin();
         let (from, to) = tokio::join!(admin.queue(source), admin.queue(destination));
         to?;
+        let from = from?;
+        fetchable(&from)?;
         // What a busy publisher adds meanwhile is not meant; nor would it ever end.
-        let there = from?.ready.unwrap_or(u64::MAX);
+        // One at least: a queue whose leader is busy says that it has none, and so does a stream.
+        let there = from.ready.map_or(u64::MAX, |ready| ready.max(1));
         let mut left = limit.map_or(there, |limit| limit.min(there));
         let mut fetch = admin.fetch(source).await?;
         let lane = self.broker.lane();
@@ -84,7 +80,7 @@ impl QueueAdmin {
             let due = deadline.map_or(due, |deadline| deadline.min(due));
             let batch = match timeout_at(due, batch(&mut *fetch, left)).await {
                 Ok(Ok(batch)) => batch,
-                Ok(Err(error)) => break Some(error.into()),
+                Ok(Err(error)) => break Some(not_fetched(error)),
                 Err(_) => break Some(Error::NotMoved(Fate::InDoubt(InDoubt::ConfirmTimeout))),
             };
             if batch.is_empty() {
@@ -106,8 +102,9 @@ impl QueueAdmin {
                 break Some(Error::NotMoved(fate));
             }
         };
-        // What was not acked goes back.
-        fetch.close().await;
+        // What was not acked goes back. Without an answer, what was moved last may be in both.
+        let closed = fetch.close().await;
+        let error = error.or(closed.err().map(Error::from));
         match error {
             Some(error) if count == 0 => Err(error),
             error => Ok(Moved { count, error }),

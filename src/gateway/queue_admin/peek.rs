@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Error, QueueAdmin, moving::copy_of, own_queue};
+use super::{Error, QueueAdmin, fetchable, moving::copy_of, not_fetched, own_queue};
 use crate::{
-    broker::{Delivery, Fate, Tag, admin::QueueInfo, topology::QueueKind},
+    broker::{self, Delivery, Fate, LinkState, Tag, admin::QueueInfo, topology::QueueKind},
     gateway::validate::Invalid,
     message::Value,
 };
@@ -44,13 +44,28 @@ impl QueueAdmin {
     async fn peek_to_the_end(&self, queue: &str, limit: usize) -> Result<Vec<Delivery>, Error> {
         let admin = self.broker.admin();
         let info = admin.queue(queue).await?;
+        fetchable(&info)?;
+        // Fresh copies may be needed.
+        match self.broker.links().borrow().publish {
+            LinkState::Up => {}
+            LinkState::Down => return Err(broker::Error::Down.into()),
+            LinkState::Blocked => return Err(broker::Error::Blocked.into()),
+        }
+        // Fresh copies may be needed.
+        let publish = self.broker.links().borrow().publish;
+        match publish {
+            LinkState::Up => {}
+            LinkState::Down => return Err(broker::Error::Down.into()),
+            LinkState::Blocked => return Err(broker::Error::Blocked.into()),
+        }
         let mut fetch = admin.fetch(queue).await?;
         let (mut seen, mut bytes) = (Vec::new(), 0);
         let mut worn: Vec<Tag> = Vec::new();
         // Not more than there are now: fresh copies come last, and would be looked at again.
-        let most = info
-            .ready
-            .map_or(limit, |n| usize::try_from(n).unwrap_or(limit));
+        // One at least: a queue whose leader is busy says that it has none, and so does a stream.
+        let most = info.ready.map_or(limit, |ready| {
+            usize::try_from(ready.max(1)).unwrap_or(limit)
+        });
         let outcome = loop {
             if seen.len() >= limit.min(most) || bytes >= MAX_BYTES {
                 break Ok(());
@@ -58,7 +73,7 @@ impl QueueAdmin {
             let delivery = match fetch.next().await {
                 Ok(Some(delivery)) => delivery,
                 Ok(None) => break Ok(()),
-                Err(error) => break Err(error.into()),
+                Err(error) => break Err(not_fetched(error)),
             };
             bytes += delivery.message.payload.len();
             if !seen.is_empty() && bytes > MAX_BYTES {
@@ -67,18 +82,16 @@ impl QueueAdmin {
             if may_not_return(&info, &delivery) {
                 match self.replace(queue, &delivery).await {
                     Fate::Confirmed => worn.push(delivery.tag),
-                    // It is returned as it is. Where it dies of that, its dead letter tells.
-                    fate => tracing::warn!(
-                        queue,
-                        ?fate,
-                        "cannot put a worn message back as a fresh copy"
-                    ),
+                    // It is returned as it is, and nothing more is risked.
+                    fate => break Err(Error::NotMoved(fate)),
                 }
             }
             seen.push(delivery);
         };
         let acked = fetch.ack(&worn).await;
-        fetch.close().await;
+        // What is not acked for sure may be there twice, and never less than once.
+        let closed = fetch.close().await;
+        let acked = acked.and(if worn.is_empty() { Ok(()) } else { closed });
         outcome.and(acked.map_err(Error::from)).map(|()| seen)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Error, QueueAdmin, figures::listed, note};
+use super::{Error, QueueAdmin, change::audited, figures::listed, note};
 use crate::{
     broker::{
         Entity,
@@ -12,6 +12,7 @@ use crate::{
         },
     },
     gateway::validate::Invalid,
+    message::Table,
 };
 
 /// One thing of a topology, and what is done about it.
@@ -83,8 +84,31 @@ pub struct Plan {
 impl QueueAdmin {
     /// Declares what is missing of a topology, or with `validate_only` only says what is.
     pub async fn apply(&self, file: File, validate_only: bool) -> Result<Plan, Error> {
-        let parsed = file.complete(&self.defaults);
+        let admin = self.clone();
+        if validate_only {
+            let topology = admin.complete(file)?;
+            return admin.plan(&topology).await;
+        }
+        let things = file.exchanges.len() + file.queues.len() + file.bindings.len();
+        audited("apply topology", format!("{things} things"), async move {
+            let topology = admin.complete(file)?;
+            let mut plan = admin.plan(&topology).await?;
+            let differences = admin.broker.declare(&topology).await?;
+            refused(&plan.changes, &differences)?;
+            correct(&mut plan.changes, &differences);
+            admin.known.add(&topology);
+            for queue in topology.dead_lettered() {
+                admin.failed.collectors.ensure(&queue);
+            }
+            Ok(plan)
+        })
+        .await
+    }
+
+    /// Checks a topology and fills in what it leaves out.
+    fn complete(&self, file: File) -> Result<Topology, Error> {
         let invalid = |problem: String| Error::Invalid(Invalid::field("topology", problem));
+        let parsed = file.complete(&self.defaults);
         let topology = parsed.map_err(|bad| invalid(bad.to_string()))?.topology;
         if topology.exchanges.iter().any(|one| one.name.is_empty())
             || topology.bindings.iter().any(|one| one.exchange.is_empty())
@@ -93,18 +117,7 @@ impl QueueAdmin {
                 "the default exchange is the broker's own: it is neither declared nor bound";
             return Err(invalid(problem.to_owned()));
         }
-        let mut plan = self.plan(&topology).await?;
-        if validate_only {
-            return Ok(plan);
-        }
-        let differences = self.broker.declare(&topology).await;
-        super::change::audit("apply topology", "", &differences);
-        correct(&mut plan.changes, &differences?);
-        self.known.add(&topology);
-        for queue in topology.dead_lettered() {
-            self.failed.collectors.ensure(&queue);
-        }
-        Ok(plan)
+        Ok(topology)
     }
 
     /// How the broker differs from the topology file.
@@ -153,23 +166,33 @@ impl QueueAdmin {
 
     /// What there is of a topology.
     async fn look(&self, topology: &Topology) -> Result<There, Error> {
-        let admin = self.broker.admin();
-        let bindings = listed(admin.bindings().await)?;
-        // Where lists cannot be had, only what is named is asked about; it is known from here on.
-        if bindings.is_err() {
+        let bindings = listed(self.broker.admin().bindings().await)?;
+        let (queues, exchanges) = tokio::join!(self.all_queues(), self.all_exchanges());
+        let (mut queues, mut exchanges) = (queues?, exchanges?);
+        // Where a list cannot be had, what is named is asked about; it is known from here on.
+        if queues.partial || exchanges.partial {
             self.known.add(topology);
             for binding in &topology.bindings {
                 self.known.queue(&binding.queue);
                 self.known.exchange(&binding.exchange);
             }
+            let (more, others) = tokio::join!(self.all_queues(), self.all_exchanges());
+            (queues, exchanges) = (more?, others?);
         }
-        let (queues, exchanges) = tokio::join!(self.all_queues(), self.all_exchanges());
-        let queues = queues?.found.into_iter();
-        let exchanges = exchanges?.found.into_iter();
+        let notes = [
+            note(bindings.as_ref().err().unwrap_or(&Management::Up)),
+            queues.note,
+            exchanges.note,
+        ];
+        let queues = queues.found.into_iter();
+        let exchanges = exchanges.found.into_iter();
         Ok(There {
             queues: queues.map(|one| (one.name.clone(), one)).collect(),
             exchanges: exchanges.map(|one| (one.name.clone(), one)).collect(),
-            note: note(bindings.as_ref().err().unwrap_or(&Management::Up)),
+            note: notes
+                .into_iter()
+                .find(|note| !note.is_empty())
+                .unwrap_or_default(),
             bindings: bindings.ok(),
         })
     }
@@ -212,9 +235,14 @@ impl There {
 }
 
 fn exchange_mismatches(wanted: &Exchange, found: &ExchangeInfo) -> Option<Vec<Mismatch>> {
-    let kind = found.kind.as_ref()?;
-    let kind = differs("type", wanted.kind.to_string(), kind.clone());
-    Some(kind.into_iter().chain(not_durable(found.durable)).collect())
+    let kind = found.kind.clone()?;
+    let own = [
+        differs("type", wanted.kind.to_string(), kind),
+        not_durable(found.durable),
+        differs("internal", false.to_string(), found.internal?.to_string()),
+    ];
+    let arguments = mismatches(&Table::new(), found.arguments.as_ref()?);
+    Some(own.into_iter().flatten().chain(arguments).collect())
 }
 
 fn queue_mismatches(wanted: &Queue, found: &QueueInfo) -> Option<Vec<Mismatch>> {
@@ -267,6 +295,25 @@ fn extra(topology: &Topology, bindings: &[BindingInfo]) -> Vec<Change> {
         .collect()
 }
 
+/// The broker does not take something that it does not have: that is no difference.
+fn refused(changes: &[Change], differences: &[Difference]) -> Result<(), Error> {
+    let planned = |one: &&Difference| {
+        let is_it = |change: &&Change| change.what == one.what && change.name == one.name;
+        let change = changes.iter().find(is_it);
+        change.is_some_and(|change| change.action == Action::Create)
+    };
+    match differences.iter().find(planned) {
+        None => Ok(()),
+        Some(refused) => {
+            let (what, name) = (refused.what, &refused.name);
+            Err(Error::Refused(format!(
+                "{what} {name:?}: {}",
+                refused.detail
+            )))
+        }
+    }
+}
+
 /// Sets right what could not be told before, now that the broker was asked to declare it.
 pub(super) fn correct(changes: &mut [Change], differences: &[Difference]) {
     for change in changes {
@@ -274,7 +321,7 @@ pub(super) fn correct(changes: &mut [Change], differences: &[Difference]) {
             .iter()
             .find(|one| one.what == change.what && one.name == change.name);
         match (change.action, differs) {
-            (Action::Create | Action::Unknown, Some(difference)) => {
+            (Action::None | Action::Unknown, Some(difference)) => {
                 change.action = Action::Differs;
                 change.note.clone_from(&difference.detail);
             }

@@ -118,8 +118,9 @@ async fn look(
     Ok(Answer {
         partial: false,
         note: answers
-            .first()
+            .iter()
             .map(|one| one.note.clone())
+            .find(|note| !note.is_empty())
             .unwrap_or_default(),
         found: answers.into_iter().map(|one| one.found).collect(),
     })
