@@ -29,7 +29,6 @@ impl MigrationTrait for Migration {
                 c.big_integer("skipped").default(0).take(),
                 optional(c.time("cursor_failed_at")),
                 optional(c.fixed("cursor_id", 36)),
-                optional(c.fixed("lease_token", 36)),
                 optional(c.time("lease_until")),
                 c.time("created_at"),
                 c.time("updated_at"),

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{
     Error, Filter, Store,
     entity::failed_message::{self, Column},
+    index::along,
     row, transaction,
     work::CHUNK,
 };
@@ -38,7 +39,7 @@ impl Store {
     /// Deletes some of those that a filter lets through, but for RETRYING ones; how many. 0: none is left.
     pub async fn delete_some(&self, filter: &Filter) -> Result<u64, Error> {
         transaction!(self, |work| {
-            let rows = failed_message::Entity::find()
+            let rows = along(failed_message::Entity::find(), filter.index(false))
                 .filter(filter.condition(work.backend()))
                 .filter(Column::Status.ne(row::text(Status::Retrying)))
                 .order_by_asc(Column::FailedAt)

@@ -7,7 +7,7 @@ use sea_orm::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{entity::failed_message::Column, row};
+use super::{entity::failed_message::Column, index::Index, row};
 use crate::failure::{FailedMessage, Reason, Status, Time};
 
 /// Conditions that must all hold; what is empty is no condition.
@@ -80,6 +80,24 @@ impl Filter {
             .add_option(operation.map(|id| Column::OperationId.eq(id)))
             .add_option(self.failed_after.map(|at| Column::FailedAt.gte(moment(at))))
             .add_option(self.failed_before.map(|at| Column::FailedAt.lt(moment(at))))
+    }
+
+    /// The index of a list by time that has nothing else in it, or the least. `of_one_status`: the list is of one status alone.
+    pub(super) fn index(&self, of_one_status: bool) -> Option<Index> {
+        if self.message_id.is_some() {
+            Some("idx_failed_messages_message_id")
+        } else if self.operation_id.is_some() {
+            Some("idx_failed_messages_operation_id_status")
+        } else if self.fingerprint.is_some() {
+            Some("idx_failed_messages_fingerprint_failed_at_id")
+        } else {
+            match (self.queue.is_some(), of_one_status) {
+                (true, true) => Some("idx_failed_messages_queue_status_failed_at_id"),
+                (true, false) => Some("idx_failed_messages_queue_failed_at_id"),
+                (false, true) => Some("idx_failed_messages_status_failed_at_id"),
+                (false, false) => None,
+            }
+        }
     }
 
     /// The status.

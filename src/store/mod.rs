@@ -10,6 +10,7 @@ mod connection;
 mod entity;
 mod error;
 mod filter;
+mod index;
 mod message_log;
 mod operation;
 mod properties;

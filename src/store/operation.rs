@@ -18,6 +18,7 @@ use super::{
         failed_message,
         retry_operation::{ActiveModel, Column, Entity, Model},
     },
+    index::along,
     row, transaction,
     work::Work,
 };
@@ -124,7 +125,6 @@ impl Store {
                 skipped: Set(0),
                 cursor_failed_at: Set(None),
                 cursor_id: Set(None),
-                lease_token: Set(None),
                 lease_until: Set(None),
                 created_at: Set(work.now),
                 updated_at: Set(work.now),
@@ -211,7 +211,7 @@ async fn step(work: &mut Work, operation: Model) -> Result<(), Error> {
         id: operation.id.clone(),
         what: "filter",
     })?;
-    let mut rows = retriable(&filter, work)
+    let mut rows = along(retriable(&filter, work), filter.index(false))
         .order_by_asc(failed_message::Column::FailedAt)
         .order_by_asc(failed_message::Column::Id)
         .limit(u64::try_from(limit).unwrap_or_default());

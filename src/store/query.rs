@@ -12,6 +12,7 @@ use super::{
     Error, Filter, Store,
     connection::{self, Pools},
     entity::{attempt, deletion, failed_message, group},
+    index::along,
     row,
 };
 use crate::failure::{Attempt, ErrorDetail, FailedMessage, Status, Time};
@@ -400,9 +401,9 @@ async fn along_indexes(
     after: Option<&Cursor>,
     limit: u64,
 ) -> Result<Rows, Error> {
-    let select = || {
+    let select = |of_one_status| {
         let rows = basic(failed_message::Entity::find()).filter(filter.indexed(pools.backend));
-        let rows = newest_first(rows).limit(limit + 1);
+        let rows = along(newest_first(rows), filter.index(of_one_status)).limit(limit + 1);
         match after {
             Some(cursor) => rows.filter(older(cursor, pools.backend)),
             None => rows,
@@ -410,13 +411,13 @@ async fn along_indexes(
     };
     let mut rows = Vec::new();
     if filter.statuses.is_empty() {
-        rows = select().all(&pools.read).await?;
+        rows = select(false).all(&pools.read).await?;
     }
     let mut statuses = filter.statuses.clone();
     statuses.sort_unstable();
     statuses.dedup();
     for status in statuses {
-        let of_status = select().filter(Column::Status.eq(row::text(status)));
+        let of_status = select(true).filter(Column::Status.eq(row::text(status)));
         rows.extend(of_status.all(&pools.read).await?);
     }
     rows.sort_by(|one, other| (other.failed_at, &other.id).cmp(&(one.failed_at, &one.id)));
@@ -434,7 +435,8 @@ async fn scan(
     let within = Condition::all()
         .add(filter.indexed(pools.backend))
         .add_option(after.map(|cursor| older(cursor, pools.backend)));
-    let end: Option<(Time, String)> = newest_first(failed_message::Entity::find())
+    let list = |rows| along(newest_first(rows), filter.index(false));
+    let end: Option<(Time, String)> = list(failed_message::Entity::find())
         .select_only()
         .columns([Column::FailedAt, Column::Id])
         .filter(within.clone())
@@ -448,7 +450,7 @@ async fn scan(
         .filter(within.add_option(end.as_ref().map(not_older)))
         .filter(filter.status())
         .filter(filter.scanned(pools.backend));
-    let mut rows = newest_first(rows).limit(limit + 1).all(&pools.read).await?;
+    let mut rows = list(rows).limit(limit + 1).all(&pools.read).await?;
     let next = cut(&mut rows, limit, |row| (row.failed_at, row.id.clone()));
     Ok((rows, next.or(end)))
 }
@@ -468,17 +470,20 @@ pub(super) fn cut<T>(
 }
 
 async fn oldest(pools: &Pools, queue: Option<&str>) -> Result<Option<Time>, Error> {
+    let filter = Filter {
+        queue: queue.map(str::to_owned),
+        ..Filter::default()
+    };
     let mut oldest: Option<Time> = None;
     for status in [Status::Pending, Status::Retrying, Status::Failed] {
-        let mut rows = failed_message::Entity::find()
+        let rows = failed_message::Entity::find()
             .select_only()
             .column(Column::FailedAt)
+            .filter(filter.indexed(pools.backend))
             .filter(Column::Status.eq(row::text(status)))
             .order_by_asc(Column::FailedAt)
             .limit(1);
-        if let Some(queue) = queue {
-            rows = rows.filter(Column::Queue.eq(row::storable(queue)));
-        }
+        let rows = along(rows, filter.index(true));
         let first: Option<Time> = rows.into_tuple().one(&pools.read).await?;
         oldest = oldest.into_iter().chain(first).min();
     }

@@ -91,7 +91,7 @@ pub const TABLES: &[Table] = &[
     Table {
         name: "retry_operations",
         columns: "id filter state stop_reason? rate row_limit? matched started succeeded failed_again skipped cursor_failed_at? cursor_id? \
-                  lease_token? lease_until? created_at updated_at ended_at?",
+                  lease_until? created_at updated_at ended_at?",
         indexes: &[],
     },
 ];

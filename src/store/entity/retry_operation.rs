@@ -19,7 +19,6 @@ pub struct Model {
     pub skipped: i64,
     pub cursor_failed_at: Option<DateTimeUtc>,
     pub cursor_id: Option<String>,
-    pub lease_token: Option<String>,
     pub lease_until: Option<DateTimeUtc>,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,

@@ -17,6 +17,7 @@ use crate::{
             message_log::{Column, Entity, Model},
             message_log_event,
         },
+        index::{Index, along},
         properties,
         query::{SCAN, cut},
         row,
@@ -144,6 +145,15 @@ impl LogFilter {
             .add_option(before.map(|at| Column::PublishedAt.lt(at)))
     }
 
+    /// That index.
+    fn index(&self) -> Option<Index> {
+        match (&self.exchange, self.status) {
+            (Some(_), _) => Some("idx_message_logs_exchange_published_at_id"),
+            (None, Some(_)) => Some("idx_message_logs_status_published_at_id"),
+            (None, None) => None,
+        }
+    }
+
     /// The rest.
     fn scanned(&self) -> Condition {
         Self::equal(Column::RoutingKey, self.routing_key.as_deref()).add(self.status())
@@ -194,12 +204,13 @@ async fn page(
     let within = Condition::all()
         .add(filter.indexed(pools.backend))
         .add_option(after.map(|place| place.older(pools.backend)));
+    let list = |rows| along(newest_first(rows), filter.index());
     let rows = without_payload().filter(within.clone());
     if !filter.scans() {
-        let rows = newest_first(rows).limit(limit + 1);
+        let rows = list(rows).limit(limit + 1);
         return Ok((rows.all(&pools.read).await?, None));
     }
-    let end: Option<(Time, i64)> = newest_first(Entity::find())
+    let end: Option<(Time, i64)> = list(Entity::find())
         .select_only()
         .columns([Column::PublishedAt, Column::Id])
         .filter(within)
@@ -212,7 +223,7 @@ async fn page(
     let rows = rows
         .filter(Condition::all().add_option(end.map(Place::not_older)))
         .filter(filter.scanned());
-    let rows = newest_first(rows).limit(limit + 1).all(&pools.read).await?;
+    let rows = list(rows).limit(limit + 1).all(&pools.read).await?;
     let end = end.map(|Place { at, id }| Cursor {
         at,
         name: id.to_string(),
