@@ -145,10 +145,6 @@ async fn only_those_who_know_can_tell(on: On) {
 }
 
 async fn consumers_that_do_not_keep_up(on: On) {
-    if on == On::RabbitMq {
-        // Rates are known to the management API only.
-        return;
-    }
     let office = Office::nervous(on, |alerts| alerts.consumer_lag = Duration::from_secs(2)).await;
     let queue = office.plain("q").await;
     let all = 600;
@@ -248,11 +244,12 @@ async fn a_watch_tells_what_stands_and_what_changes(on: On) {
 on_all! {
     messages_without_a_consumer
     a_queue_that_is_nearly_full
-    consumers_that_do_not_keep_up
     many_failures_at_once
     a_failed_message_that_nobody_looks_at
     queues_that_nobody_wants_to_hear_of_are_left_out
     a_watch_tells_what_stands_and_what_changes
+    // AMQP tells no rates.
+    [not rabbitmq] consumers_that_do_not_keep_up
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,37 +33,52 @@ use tonic_types::StatusExt;
 
 use crate::harness::{Gateway, PATIENCE, Setup, connect, connect_managed};
 
-/// Makes a test of each case for the embedded broker and for RabbitMQ.
-macro_rules! on_both {
-    ($($case:ident)+) => {
+/// Makes a test of each case on one broker.
+macro_rules! on_one {
+    (embedded: $($case:ident)*) => {
         mod embedded {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
                 super::$case($crate::front::On::Embedded).await;
-            })+
+            })*
         }
+    };
+    (rabbitmq: $($case:ident)*) => {
         mod rabbitmq {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "needs RabbitMQ: run make test"]
             async fn $case() {
                 super::$case($crate::front::On::RabbitMq).await;
-            })+
+            })*
         }
     };
-}
-pub(crate) use on_both;
-
-/// The same, and for RabbitMQ with its management API.
-macro_rules! on_all {
-    ($($case:ident)+) => {
-        $crate::front::on_both! { $($case)+ }
+    (managed: $($case:ident)*) => {
         mod managed {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "needs RabbitMQ: run make test"]
             async fn $case() {
                 super::$case($crate::front::On::Managed).await;
-            })+
+            })*
         }
+    };
+}
+pub(crate) use on_one;
+
+/// Makes a test of each case for the embedded broker and for RabbitMQ.
+macro_rules! on_both {
+    ($($case:ident)+) => {
+        $crate::front::on_one! { embedded: $($case)+ }
+        $crate::front::on_one! { rabbitmq: $($case)+ }
+    };
+}
+pub(crate) use on_both;
+
+/// The same, and for RabbitMQ with its management API; but for cases that one of them has nothing to show in.
+macro_rules! on_all {
+    ($($case:ident)* $([not embedded] $($not_embedded:ident)+)? $([not rabbitmq] $($not_rabbitmq:ident)+)?) => {
+        $crate::front::on_one! { embedded: $($case)* $($($not_rabbitmq)+)? }
+        $crate::front::on_one! { rabbitmq: $($case)* $($($not_embedded)+)? }
+        $crate::front::on_one! { managed: $($case)* $($($not_embedded)+)? $($($not_rabbitmq)+)? }
     };
 }
 pub(crate) use on_all;
