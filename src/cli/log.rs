@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use super::{
     Exit,
     client::{self, Gateway, Output},
-    complain,
     details::{at, exchange, headers, properties, section},
     moment::{self, moment},
+    pages::{PAGE, pages, say_more},
     payload, print, print_json,
     show::{self, visible},
     table::{Fit, Table},
@@ -22,9 +22,6 @@ use crate::grpc::proto::{
     logged_message,
     message_log_client::MessageLogClient,
 };
-
-/// The most that the gateway answers at a time.
-const PAGE: u64 = 1_000;
 
 /// Look up what was published through the gateway, and what became of it
 ///
@@ -144,53 +141,38 @@ async fn list(list: List) -> Result<(), Exit> {
         published_after: list.after,
         published_before: list.before,
     };
-    let mut request = ListMessagesRequest {
-        filter: Some(filter),
-        ..Default::default()
-    };
-    let mut left = list.limit;
-    let more = 'pages: loop {
-        // One more than is wanted tells whether there are more.
-        let size = left.saturating_add(1).min(PAGE);
-        request.page_size = i32::try_from(size).unwrap_or(i32::MAX);
-        let answer = client
-            .list_messages(list.gateway.ask(request.clone()))
-            .await;
+    let ask = async |page_size, page_token| {
+        let request = ListMessagesRequest {
+            filter: Some(filter.clone()),
+            page_size,
+            page_token,
+        };
+        let answer = client.list_messages(list.gateway.ask(request)).await;
         let page = answer
             .map_err(|status| client::failed(&status))?
             .into_inner();
-        for logged in page.messages {
-            if left == 0 {
-                break 'pages true;
-            }
-            left -= 1;
-            match list.output {
-                Output::Json => print_json(Value::from(json(&logged)))?,
-                Output::Text => table.row([
-                    logged.message_id.clone(),
-                    status_name(&logged).to_owned(),
-                    moment::age(logged.published_at.as_ref()),
-                    logged.payload_size.to_string(),
-                    logged.exchange,
-                    logged.routing_key,
-                ]),
-            }
-        }
-        if page.next_page_token.is_empty() {
-            break false;
-        }
-        request.page_token = page.next_page_token;
+        Ok((page.messages, page.next_page_token))
     };
-    if !table.is_empty() {
-        table.print()?;
-    } else if list.output == Output::Text {
-        complain("no such message in the log");
+    let more = pages(list.limit, PAGE, ask, |logged| {
+        match list.output {
+            Output::Json => print_json(Value::from(json(&logged)))?,
+            Output::Text => table.row([
+                logged.message_id.clone(),
+                status_name(&logged).to_owned(),
+                moment::age(logged.published_at.as_ref()),
+                logged.payload_size.to_string(),
+                logged.exchange,
+                logged.routing_key,
+            ]),
+        }
+        Ok(())
+    })
+    .await?;
+    if list.output == Output::Text {
+        table.print_or("no such message in the log")?;
     }
     if more {
-        let limit = list.limit;
-        complain(&format!(
-            "there are more than these {limit}: --limit, or more conditions"
-        ));
+        say_more(list.limit, "more conditions");
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod health;
 mod log;
 mod migrate;
 mod moment;
+mod pages;
 mod payload;
 mod publish;
 mod publish_lines;

@@ -8,7 +8,7 @@ use comfy_table::{
 };
 use terminal_size::{Width, terminal_size_of};
 
-use super::{Exit, print, show::visible};
+use super::{Exit, complain, print, show::visible};
 
 /// What happens to a column when the terminal is too narrow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,15 @@ impl Table {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Writes it to standard output, or says that there is nothing in it.
+    pub(super) fn print_or(self, nothing: &str) -> Result<(), Exit> {
+        if self.is_empty() {
+            complain(nothing);
+            return Ok(());
+        }
+        self.print()
     }
 
     /// Writes it to standard output.

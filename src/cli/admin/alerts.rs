@@ -8,7 +8,7 @@ use crate::{
     cli::{
         Exit,
         client::{self, Output},
-        complain, moment, print, print_json,
+        moment, print, print_json,
         show::visible,
         table::{Fit, Table},
     },
@@ -79,11 +79,7 @@ pub(in crate::cli) async fn run(alerts: Alerts) -> Result<(), Exit> {
     }
     match alerts.admin.output {
         Output::Json => Ok(()),
-        Output::Text if table.is_empty() => {
-            complain("nothing is wrong");
-            Ok(())
-        }
-        Output::Text => table.print(),
+        Output::Text => table.print_or("nothing is wrong"),
     }
 }
 

@@ -3,12 +3,13 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Admin, PAGE, arguments_json};
+use super::{Admin, arguments_json};
 use crate::{
     cli::{
         Exit,
         client::{self, Output},
-        complain, print, print_json,
+        pages::{ALL, PAGE, pages},
+        print, print_json,
         table::{Fit, Table},
     },
     grpc::proto::{self, CreateBindingRequest, DeleteBindingRequest, ListBindingsRequest},
@@ -77,57 +78,52 @@ pub(in crate::cli) struct List {
 impl List {
     async fn run(self) -> Result<(), Exit> {
         let mut client = self.admin.connect().await?;
-        let mut request = ListBindingsRequest {
-            exchange: self.exchange,
-            queue: self.queue,
-            page_size: PAGE,
-            ..Default::default()
-        };
         let mut table = Table::new([
             ("EXCHANGE", Fit::Whole),
             ("TO", Fit::Whole),
             ("ROUTING KEY", Fit::Whole),
             ("ARGUMENTS", Fit::Cut),
         ]);
-        loop {
-            let answer = client.list_bindings(self.admin.ask(request.clone())).await;
+        let ask = async |page_size, page_token| {
+            let request = ListBindingsRequest {
+                exchange: self.exchange.clone(),
+                queue: self.queue.clone(),
+                page_size,
+                page_token,
+            };
+            let answer = client.list_bindings(self.admin.ask(request)).await;
             let page = answer
                 .map_err(|status| client::failed(&status))?
                 .into_inner();
-            for binding in page.bindings {
-                let arguments = binding.arguments.as_ref().map(arguments_json);
-                match self.admin.output {
-                    Output::Json => print_json(json!({
-                        "exchange": binding.exchange,
-                        "queue": binding.queue,
-                        "destination_exchange": binding.destination_exchange,
-                        "routing_key": binding.routing_key,
-                        "arguments": arguments,
-                    }))?,
-                    Output::Text => {
-                        let to = match binding.queue.as_str() {
-                            "" => format!("exchange {}", binding.destination_exchange),
-                            queue => queue.to_owned(),
-                        };
-                        let arguments = arguments.map(|json| json.to_string());
-                        let arguments = arguments.unwrap_or_default();
-                        table.row([binding.exchange, to, binding.routing_key, arguments]);
-                    }
+            Ok((page.bindings, page.next_page_token))
+        };
+        pages(ALL, PAGE, ask, |binding| {
+            let arguments = binding.arguments.as_ref().map(arguments_json);
+            match self.admin.output {
+                Output::Json => print_json(json!({
+                    "exchange": binding.exchange,
+                    "queue": binding.queue,
+                    "destination_exchange": binding.destination_exchange,
+                    "routing_key": binding.routing_key,
+                    "arguments": arguments,
+                }))?,
+                Output::Text => {
+                    let to = match binding.queue.as_str() {
+                        "" => format!("exchange {}", binding.destination_exchange),
+                        queue => queue.to_owned(),
+                    };
+                    let arguments = arguments.map(|json| json.to_string());
+                    let arguments = arguments.unwrap_or_default();
+                    table.row([binding.exchange, to, binding.routing_key, arguments]);
                 }
             }
-            if page.next_page_token.is_empty() {
-                break;
-            }
-            request.page_token = page.next_page_token;
+            Ok(())
+        })
+        .await?;
+        match self.admin.output {
+            Output::Json => Ok(()),
+            Output::Text => table.print_or("no bindings"),
         }
-        if self.admin.output == Output::Json {
-            return Ok(());
-        }
-        if table.is_empty() {
-            complain("no bindings");
-            return Ok(());
-        }
-        table.print()
     }
 }
 

@@ -3,14 +3,15 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Admin, PAGE, arguments_json, note};
+use super::{Admin, arguments_json, note};
 use crate::{
     cli::{
         Exit,
         client::{self, Output},
-        complain,
         confirm::Confirm,
-        details, print, print_json,
+        details,
+        pages::{ALL, PAGE, pages},
+        print, print_json,
         table::{Fit, Table},
     },
     grpc::proto::{CreateExchangeRequest, DeleteExchangeRequest, ListExchangesRequest},
@@ -50,43 +51,40 @@ pub(in crate::cli) struct List {
 impl List {
     async fn run(self) -> Result<(), Exit> {
         let mut client = self.admin.connect().await?;
-        let mut request = ListExchangesRequest {
-            name_contains: self.name_contains,
-            page_size: PAGE,
-            ..Default::default()
-        };
         let mut table = Table::new([("EXCHANGE", Fit::Whole), ("TYPE", Fit::Whole)]);
-        let told = loop {
-            let answer = client.list_exchanges(self.admin.ask(request.clone())).await;
+        let mut told = String::new();
+        let ask = async |page_size, page_token| {
+            let request = ListExchangesRequest {
+                name_contains: self.name_contains.clone(),
+                page_size,
+                page_token,
+            };
+            let answer = client.list_exchanges(self.admin.ask(request)).await;
             let page = answer
                 .map_err(|status| client::failed(&status))?
                 .into_inner();
-            for exchange in page.exchanges {
-                match self.admin.output {
-                    Output::Json => print_json(json!({
-                        "name": exchange.name,
-                        "type": exchange.r#type,
-                        "durable": exchange.durable,
-                        "internal": exchange.internal,
-                        "arguments": exchange.arguments.as_ref().map(arguments_json),
-                    }))?,
-                    Output::Text => {
-                        let name = details::exchange(&exchange.name).to_owned();
-                        table.row([name, exchange.r#type]);
-                    }
+            told = page.note;
+            Ok((page.exchanges, page.next_page_token))
+        };
+        pages(ALL, PAGE, ask, |exchange| {
+            match self.admin.output {
+                Output::Json => print_json(json!({
+                    "name": exchange.name,
+                    "type": exchange.r#type,
+                    "durable": exchange.durable,
+                    "internal": exchange.internal,
+                    "arguments": exchange.arguments.as_ref().map(arguments_json),
+                }))?,
+                Output::Text => {
+                    let name = details::exchange(&exchange.name).to_owned();
+                    table.row([name, exchange.r#type]);
                 }
             }
-            if page.next_page_token.is_empty() {
-                break page.note;
-            }
-            request.page_token = page.next_page_token;
-        };
+            Ok(())
+        })
+        .await?;
         if self.admin.output == Output::Text {
-            if table.is_empty() {
-                complain("no exchanges");
-            } else {
-                table.print()?;
-            }
+            table.print_or("no exchanges")?;
         }
         note(&told);
         Ok(())

@@ -31,9 +31,6 @@ use crate::grpc::{
     },
 };
 
-/// What is asked for at a time: the most that the gateway answers.
-const PAGE: i32 = 1_000;
-
 /// What all of these commands have.
 #[derive(Args)]
 struct Admin {

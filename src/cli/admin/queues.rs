@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    Admin, PAGE, arguments_json, known, lines, note,
+    Admin, arguments_json, known, lines, note,
     queue_changes::{Create, Delete, Purge},
     queue_messages::{Move, Peek},
     rate, ratio, word,
@@ -13,7 +13,8 @@ use crate::{
     cli::{
         Exit,
         client::{self, Output},
-        complain, print, print_json,
+        pages::{ALL, PAGE, pages},
+        print, print_json,
         table::{Fit, Table},
     },
     grpc::proto::{
@@ -75,34 +76,30 @@ pub(in crate::cli) struct List {
 impl List {
     async fn run(self) -> Result<(), Exit> {
         let mut client = self.admin.connect().await?;
-        let mut request = ListQueuesRequest {
-            name_contains: self.name_contains,
-            page_size: PAGE,
-            ..Default::default()
-        };
-        let mut table = table();
-        let told = loop {
-            let answer = client.list_queues(self.admin.ask(request.clone())).await;
+        let (mut table, mut told) = (table(), String::new());
+        let ask = async |page_size, page_token| {
+            let request = ListQueuesRequest {
+                name_contains: self.name_contains.clone(),
+                page_size,
+                page_token,
+            };
+            let answer = client.list_queues(self.admin.ask(request)).await;
             let page = answer
                 .map_err(|status| client::failed(&status))?
                 .into_inner();
-            for queue in page.queues {
-                match self.admin.output {
-                    Output::Json => print_json(queue_json(&queue))?,
-                    Output::Text => table.row(row(&queue)),
-                }
-            }
-            if page.next_page_token.is_empty() {
-                break page.note;
-            }
-            request.page_token = page.next_page_token;
+            told = page.note;
+            Ok((page.queues, page.next_page_token))
         };
-        if self.admin.output == Output::Text {
-            if table.is_empty() {
-                complain("no queues");
-            } else {
-                table.print()?;
+        pages(ALL, PAGE, ask, |queue| {
+            match self.admin.output {
+                Output::Json => print_json(queue_json(&queue))?,
+                Output::Text => table.row(row(&queue)),
             }
+            Ok(())
+        })
+        .await?;
+        if self.admin.output == Output::Text {
+            table.print_or("no queues")?;
         }
         note(&told);
         Ok(())

@@ -8,14 +8,13 @@ use crate::{
     cli::{
         Exit,
         client::{self, Gateway, Output},
-        complain, moment, print_json,
+        moment,
+        pages::{PAGE, pages, say_more},
+        print_json,
         table::{Fit, Table},
     },
     grpc::proto::{FailedMessageGroup, ListFailedMessageGroupsRequest},
 };
-
-/// The most that the gateway answers at a time.
-const PAGE: u64 = 1_000;
 
 /// List what goes wrong: failed messages of one queue that failed alike, counted
 ///
@@ -54,53 +53,40 @@ pub(super) async fn run(groups: Groups) -> Result<(), Exit> {
         ("QUEUE", Fit::Cut),
         ("ERROR", Fit::Cut),
     ]);
-    let mut left = groups.limit;
-    let mut request = ListFailedMessageGroupsRequest {
-        queue: groups.queue.clone(),
-        ..Default::default()
-    };
-    let more = 'pages: loop {
-        // One more than is wanted tells whether there are more.
-        let size = left.saturating_add(1).min(PAGE);
-        request.page_size = i32::try_from(size).unwrap_or(i32::MAX);
+    let ask = async |page_size, page_token| {
+        let request = ListFailedMessageGroupsRequest {
+            queue: groups.queue.clone(),
+            page_size,
+            page_token,
+        };
         let answer = client
-            .list_failed_message_groups(groups.gateway.ask(request.clone()))
+            .list_failed_message_groups(groups.gateway.ask(request))
             .await;
         let page = answer
             .map_err(|status| client::failed(&status))?
             .into_inner();
-        for group in page.groups {
-            if left == 0 {
-                break 'pages true;
-            }
-            left -= 1;
-            match groups.output {
-                Output::Json => print_json(json(&group))?,
-                Output::Text => table.row([
-                    group.fingerprint.clone(),
-                    group.count.to_string(),
-                    group.failed.to_string(),
-                    moment::age(group.last_seen.as_ref()),
-                    group.queue.clone(),
-                    error(&group),
-                ]),
-            }
-        }
-        if page.next_page_token.is_empty() {
-            break false;
-        }
-        request.page_token = page.next_page_token;
+        Ok((page.groups, page.next_page_token))
     };
-    if !table.is_empty() {
-        table.print()?;
-    } else if groups.output == Output::Text {
-        complain("no failed messages");
+    let more = pages(groups.limit, PAGE, ask, |group| {
+        match groups.output {
+            Output::Json => print_json(json(&group))?,
+            Output::Text => table.row([
+                group.fingerprint.clone(),
+                group.count.to_string(),
+                group.failed.to_string(),
+                moment::age(group.last_seen.as_ref()),
+                group.queue.clone(),
+                error(&group),
+            ]),
+        }
+        Ok(())
+    })
+    .await?;
+    if groups.output == Output::Text {
+        table.print_or("no failed messages")?;
     }
     if more {
-        let limit = groups.limit;
-        complain(&format!(
-            "there are more than these {limit}: --limit, or --queue"
-        ));
+        say_more(groups.limit, "--queue");
     }
     Ok(())
 }

@@ -9,14 +9,15 @@ use crate::{
     cli::{
         Exit,
         client::{self, Gateway, Output},
-        complain, moment, print, print_json,
+        moment,
+        pages::{PAGE, pages, say_more},
+        print, print_json,
         table::{Fit, Table},
     },
     grpc::proto::{ListFailedMessagesRequest, list_failed_messages_request::View},
 };
 
-/// What is asked for at a time, and at a time with payloads: the most that the gateway answers.
-const PAGE: u64 = 1_000;
+/// The most that the gateway answers at a time with payloads.
 const FULL_PAGE: u64 = 100;
 
 /// List failed messages, the newest first
@@ -54,60 +55,45 @@ pub(super) async fn run(list: List) -> Result<(), Exit> {
         ("ERROR", Fit::Cut),
     ]);
     let terminal = io::stdout().is_terminal();
-    let mut left = list.limit;
-    let mut request = ListFailedMessagesRequest {
-        filter: Some(list.filter.filter()),
-        view: view.into(),
-        ..Default::default()
-    };
-    let more = 'pages: loop {
-        // One more than is wanted tells whether there are more.
-        let size = left.saturating_add(1).min(most);
-        request.page_size = i32::try_from(size).unwrap_or(i32::MAX);
-        let answer = client
-            .list_failed_messages(list.gateway.ask(request.clone()))
-            .await;
+    let ask = async |page_size, page_token| {
+        let request = ListFailedMessagesRequest {
+            filter: Some(list.filter.filter()),
+            view: view.into(),
+            page_size,
+            page_token,
+        };
+        let answer = client.list_failed_messages(list.gateway.ask(request)).await;
         let page = answer
             .map_err(|status| client::failed(&status))?
             .into_inner();
-        for failed in &page.failed_messages {
-            if left == 0 {
-                break 'pages true;
-            }
-            left -= 1;
-            match list.output {
-                Output::Json => print_json(view::json(failed))?,
-                Output::Text if list.full => {
-                    let first = left + 1 == list.limit;
-                    let gap = if first { "" } else { "\n\n" };
-                    print(&format!("{gap}{}", show::text(failed, terminal)))?;
-                }
-                Output::Text => table.row([
-                    failed.id.clone(),
-                    view::status(failed).to_owned(),
-                    format!("{}/{}", failed.retry_count, failed.max_retries),
-                    moment::age(failed.failed_at.as_ref()),
-                    failed.queue.clone(),
-                    view::error(failed),
-                ]),
-            }
-        }
-        if page.next_page_token.is_empty() {
-            break false;
-        }
-        request.page_token = page.next_page_token;
+        Ok((page.failed_messages, page.next_page_token))
     };
-    if !table.is_empty() {
-        table.print()?;
-    }
-    if left == list.limit && list.output == Output::Text {
-        complain("no failed messages match");
+    let mut none = true;
+    let more = pages(list.limit, most, ask, |failed| {
+        match list.output {
+            Output::Json => print_json(view::json(&failed))?,
+            Output::Text if list.full => {
+                let gap = if none { "" } else { "\n\n" };
+                print(&format!("{gap}{}", show::text(&failed, terminal)))?;
+            }
+            Output::Text => table.row([
+                failed.id.clone(),
+                view::status(&failed).to_owned(),
+                format!("{}/{}", failed.retry_count, failed.max_retries),
+                moment::age(failed.failed_at.as_ref()),
+                failed.queue.clone(),
+                view::error(&failed),
+            ]),
+        }
+        none = false;
+        Ok(())
+    })
+    .await?;
+    if list.output == Output::Text && (none || !list.full) {
+        table.print_or("no failed messages match")?;
     }
     if more {
-        let limit = list.limit;
-        complain(&format!(
-            "there are more than these {limit}: --limit, or more conditions"
-        ));
+        say_more(list.limit, "more conditions");
     }
     Ok(())
 }
