@@ -54,6 +54,25 @@ pub trait Broker: Send + Sync + 'static {
     async fn close(&self);
 }
 
+impl dyn Broker {
+    /// Publishes, and waits for what becomes of it.
+    pub async fn publish_and_wait(
+        &self,
+        lane: Lane,
+        publish: Publish,
+        witness: Option<Witness>,
+    ) -> Fate {
+        let (receipt, fate) = Receipt::single();
+        let receipt = match witness {
+            Some(witness) => receipt.witnessed(witness),
+            None => receipt,
+        };
+        self.publish(lane, publish, receipt);
+        // A receipt answers even when it is dropped.
+        fate.await.unwrap_or(Fate::InDoubt(InDoubt::ConfirmLost))
+    }
+}
+
 /// Which lane a publish takes. See [`Broker::lane`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane(pub usize);
@@ -72,6 +91,21 @@ pub struct Publish {
     pub deadline: Instant,
     /// Held until the message has left the gateway's memory.
     pub admission: Option<OwnedSemaphorePermit>,
+}
+
+impl Publish {
+    /// To one queue and to nothing else, under an id of its own. Whoever makes it bounds how many there are at a time.
+    pub fn to_queue(queue: &str, message: Message, deadline: Instant) -> Self {
+        Self {
+            publish_id: Uuid::now_v7(),
+            exchange: String::new(),
+            routing_key: queue.to_owned(),
+            mandatory: true,
+            message,
+            deadline,
+            admission: None,
+        }
+    }
 }
 
 /// What became of a [`Publish`].

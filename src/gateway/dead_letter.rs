@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::Gateway;
 use crate::{
     broker::{
-        Delivery, Fate, Publish, Receipt,
+        Delivery, Fate, Publish,
         topology::{Queue, Topology, dead_letter_queue},
     },
     failure::{ErrorDetail, MAX_ERROR_TEXT, Next},
@@ -62,20 +61,9 @@ impl Gateway {
     }
 
     async fn store(&self, queue: &str, message: Message) -> Fate {
-        let (receipt, fate) = Receipt::single();
-        let publish = Publish {
-            publish_id: Uuid::now_v7(),
-            exchange: String::new(),
-            routing_key: queue.to_owned(),
-            mandatory: true,
-            message,
-            deadline: Instant::now() + COPY_TIMEOUT,
-            // The message is in memory already, under the subscription's credit.
-            admission: None,
-        };
-        self.broker.publish(self.broker.lane(), publish, receipt);
-        let lost = Fate::InDoubt(crate::broker::InDoubt::ConfirmLost);
-        fate.await.unwrap_or(lost)
+        let publish = Publish::to_queue(queue, message, Instant::now() + COPY_TIMEOUT);
+        let lane = self.broker.lane();
+        self.broker.publish_and_wait(lane, publish, None).await
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     validate::{self, Invalid},
 };
 use crate::{
-    broker::{Error, Fate, InDoubt, Lane, NotSent, Publish, Receipt, Witness},
+    broker::{Error, Fate, Lane, NotSent, Publish, Receipt, Witness},
     message::Message,
     traces::Origin,
 };
@@ -72,11 +72,10 @@ impl Gateway {
         match self.prepare(outgoing, deadline).await {
             Err(refused) => refused,
             Ok((ids, publish, witness)) => {
-                let (receipt, fate) = Receipt::single();
-                let receipt = receipt.witnessed(witness);
-                self.broker.publish(self.broker.lane(), publish, receipt);
-                let lost = Fate::InDoubt(InDoubt::ConfirmLost);
-                ids.published(fate.await.unwrap_or(lost))
+                let published =
+                    self.broker
+                        .publish_and_wait(self.broker.lane(), publish, Some(witness));
+                ids.published(published.await)
             }
         }
     }

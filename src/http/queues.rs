@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::error::Error;
 use crate::{
-    broker::admin::{QueueInfo, Source},
+    broker::admin::QueueInfo,
     error::Failure,
     gateway::{Gateway, queue_admin},
 };
@@ -64,7 +64,7 @@ struct Queue {
     /// Who was asked: `amqp`, `management` (both), or `embedded`.
     #[schema(pattern = "^(amqp|management|embedded)$")]
     source: &'static str,
-    /// When, by the gateway's clock. Figures of the management API may be up to 5 seconds older.
+    /// When, by the gateway's clock. Figures of the management API may be some seconds older.
     sampled_at: DateTime<Utc>,
 }
 
@@ -83,11 +83,7 @@ impl From<QueueInfo> for Queue {
             capacity_ratio: queue.capacity_ratio,
             kind: queue.kind,
             durable: queue.durable,
-            source: match queue.source {
-                Source::Amqp => "amqp",
-                Source::Management => "management",
-                Source::Embedded => "embedded",
-            },
+            source: queue.source.into(),
             sampled_at: Utc::now(),
         }
     }

@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::{
-    Channel, Connection, ExchangeKind,
-    options::{
-        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
-        QueuePurgeOptions,
-    },
-    types::FieldTable,
+    Channel,
+    options::{ExchangeDeleteOptions, QueueDeleteOptions, QueuePurgeOptions},
 };
 use tokio::time::{Instant, timeout};
 
-use super::{LINK_PATIENCE, RabbitMq, convert, error, fetch::Fetching, management::Management};
+use super::{
+    LINK_PATIENCE, RabbitMq, channel, convert, error, fetch::Fetching, management::Management,
+};
 use crate::broker::{
     Entity, Error,
     admin::{
@@ -47,7 +45,7 @@ impl RabbitMq {
     ) -> Result<T, Error> {
         let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
         let asking = async {
-            let channel = open(&up.connection).await?;
+            let channel = channel::open(&up.connection).await?;
             let done = work(&channel).await?;
             let _ = channel.close(200, "done".into()).await;
             Ok(done)
@@ -64,26 +62,13 @@ impl RabbitMq {
     }
 
     async fn counts(&self, name: &str) -> Result<Counts, Error> {
-        self.on_channel(async |channel| {
-            let passive = QueueDeclareOptions {
-                passive: true,
-                ..QueueDeclareOptions::default()
-            };
-            let declared = channel.queue_declare(name.into(), passive, FieldTable::default());
-            let queue = declared
-                .await
-                .map_err(|cause| error::classify(&cause, Entity::Queue, name))?;
-            Ok(Counts {
-                ready: queue.message_count(),
-                consumers: queue.consumer_count(),
-            })
+        let seen = self.on_channel(async |channel| channel::see_queue(channel, name).await);
+        let queue = seen.await?;
+        Ok(Counts {
+            ready: queue.message_count(),
+            consumers: queue.consumer_count(),
         })
-        .await
     }
-}
-
-async fn open(connection: &Connection) -> Result<Channel, Error> {
-    error::open(connection.create_channel().await)
 }
 
 #[async_trait]
@@ -108,22 +93,7 @@ impl Admin for RabbitMq {
     }
 
     async fn exchange(&self, name: &str) -> Result<ExchangeInfo, Error> {
-        let exists = self.on_channel(async |channel| {
-            let passive = ExchangeDeclareOptions {
-                passive: true,
-                ..ExchangeDeclareOptions::default()
-            };
-            // The kind is ignored by a passive declare.
-            let declared = channel.exchange_declare(
-                name.into(),
-                ExchangeKind::Direct,
-                passive,
-                FieldTable::default(),
-            );
-            declared
-                .await
-                .map_err(|cause| error::classify(&cause, Entity::Exchange, name))
-        });
+        let exists = self.on_channel(async |channel| channel::see_exchange(channel, name).await);
         let more = async { self.management()?.exchange(name).await };
         let (exists, more) = tokio::join!(exists, more);
         exists?;
@@ -162,7 +132,7 @@ impl Admin for RabbitMq {
                 State::Up
             }
             Err(Error::ManagementDown(reason)) => State::Down(reason),
-            Err(_) => management.state(),
+            Err(error) => State::Down(error.to_string()),
         };
         status.nodes = nodes.unwrap_or_default();
         status

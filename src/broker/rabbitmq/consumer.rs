@@ -17,8 +17,7 @@ use futures::{
 use lapin::{
     Channel, Connection, Consumer,
     options::{
-        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
-        BasicQosOptions, QueueDeclareOptions,
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     },
     types::FieldTable,
 };
@@ -26,7 +25,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
-    convert, error,
+    channel, convert, error,
     pool::{Place, Pool},
 };
 use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag};
@@ -62,7 +61,7 @@ async fn open(
     connection: &Connection,
     subscribe: &Subscribe,
 ) -> Result<(Channel, Vec<Consumer>), Error> {
-    let channel = error::open(connection.create_channel().await)?;
+    let channel = channel::open(connection).await?;
     // Per consumer, not per channel: quorum queues refuse a limit for the whole channel
     // (https://www.rabbitmq.com/docs/quorum-queues#global-qos).
     let each = BasicQosOptions::default();
@@ -213,23 +212,13 @@ impl Drop for Running {
 /// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
 async fn why_cancelled(connection: Arc<Connection>, queue: usize, name: String) -> Ended {
     let look = async {
-        let channel = connection.create_channel().await?;
-        let passive = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
-        let arguments = FieldTable::default();
-        channel
-            .queue_declare(name.as_str().into(), passive, arguments)
-            .await?;
+        let channel = channel::open(&connection).await?;
+        channel::see_queue(&channel, &name).await?;
         let _ = channel.close(200, "seen".into()).await;
-        Ok::<_, lapin::Error>(())
+        Ok(())
     };
     match timeout(STEP_TIMEOUT, look).await {
-        Ok(Err(cause)) => match error::classify(&cause, Entity::Queue, &name) {
-            Error::NotFound { .. } => Ended::QueueDeleted(queue),
-            _ => Ended::BrokerDown,
-        },
+        Ok(Err(Error::NotFound { .. })) => Ended::QueueDeleted(queue),
         _ => Ended::BrokerDown,
     }
 }

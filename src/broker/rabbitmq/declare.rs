@@ -6,7 +6,7 @@ use lapin::{
     types::FieldTable,
 };
 
-use super::{convert, error};
+use super::{channel, convert, error};
 use crate::broker::{
     Entity, Error,
     topology::{Binding, Difference, Exchange, ExchangeKind, Queue, Topology},
@@ -17,7 +17,7 @@ pub(super) async fn declare(
     connection: &Connection,
     topology: &Topology,
 ) -> Result<Vec<Difference>, Error> {
-    let mut channel = open(connection).await?;
+    let mut channel = channel::open(connection).await?;
     let mut differences = Vec::new();
     for exchange in &topology.exchanges {
         let declared = declare_exchange(&channel, exchange).await;
@@ -34,10 +34,6 @@ pub(super) async fn declare(
     Ok(differences)
 }
 
-async fn open(connection: &Connection) -> Result<Channel, Error> {
-    error::open(connection.create_channel().await)
-}
-
 /// Notes a difference and goes on, on a fresh channel.
 async fn tolerate(
     connection: &Connection,
@@ -48,7 +44,7 @@ async fn tolerate(
     match declared {
         Err(Error::Differs { what, name, detail }) => {
             differences.push(Difference { what, name, detail });
-            *channel = open(connection).await?;
+            *channel = channel::open(connection).await?;
             Ok(())
         }
         other => other,

@@ -3,15 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use lapin::{
-    BasicProperties, Confirmation, ExchangeKind,
-    options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions},
-    types::FieldTable,
+    BasicProperties, Confirmation,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 use moka::{Expiry, future::Cache};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    error,
+    channel, error,
     link::{Link, Up},
 };
 use crate::broker::{Entity, Error};
@@ -119,27 +118,12 @@ impl Exchanges {
 }
 
 async fn exists(up: &Up, exchange: &str) -> Result<Verdict, Error> {
-    let channel = error::open(up.connection.create_channel().await)?;
-    let passive = ExchangeDeclareOptions {
-        passive: true,
-        ..ExchangeDeclareOptions::default()
-    };
-    let declared = channel
-        .exchange_declare(
-            exchange.into(),
-            // Ignored by a passive declare.
-            ExchangeKind::Direct,
-            passive,
-            FieldTable::default(),
-        )
-        .await;
-    match declared {
-        Ok(()) => {
-            let _ = channel.close(200, "seen".into()).await;
-            Ok(Ok(()))
-        }
-        Err(cause) => refused(&cause, exchange),
+    let channel = channel::open(&up.connection).await?;
+    let seen = channel::see_exchange(&channel, exchange).await;
+    if seen.is_ok() {
+        let _ = channel.close(200, "seen".into()).await;
     }
+    verdict(seen)
 }
 
 /// Publishes a message that the broker cannot accept: RabbitMQ checks write permission, existence and `internal` first, and
@@ -147,7 +131,7 @@ async fn exists(up: &Up, exchange: &str) -> Result<Verdict, Error> {
 /// (`basic.publish` in <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_channel.erl>).
 /// There is no other way to learn over AMQP that an exchange is internal or forbidden without ending a channel in use.
 async fn accepts(up: &Up, exchange: &str) -> Result<Verdict, Error> {
-    let channel = error::open(up.connection.create_channel().await)?;
+    let channel = channel::open(&up.connection).await?;
     error::open(
         channel
             .confirm_select(ConfirmSelectOptions::default())
@@ -174,13 +158,15 @@ async fn accepts(up: &Up, exchange: &str) -> Result<Verdict, Error> {
             Ok(Ok(()))
         }
         Err(cause) if error::is_precondition_failed(&cause) => Ok(Ok(())),
-        Err(cause) => refused(&cause, exchange),
+        Err(cause) => verdict(Err(error::classify(&cause, Entity::Exchange, exchange))),
     }
 }
 
-fn refused(cause: &lapin::Error, exchange: &str) -> Result<Verdict, Error> {
-    match error::classify(cause, Entity::Exchange, exchange) {
-        verdict @ (Error::NotFound { .. } | Error::Forbidden { .. }) => Ok(Err(verdict)),
-        failure => Err(failure),
+/// Tells a verdict from a failure to ask.
+fn verdict(asked: Result<(), Error>) -> Result<Verdict, Error> {
+    match asked {
+        Ok(()) => Ok(Ok(())),
+        Err(verdict @ (Error::NotFound { .. } | Error::Forbidden { .. })) => Ok(Err(verdict)),
+        Err(failure) => Err(failure),
     }
 }

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    convert, error,
+    channel, convert, error,
     link::{Endpoint, Once, Role},
 };
 use crate::broker::{Delivery, Entity, Error, Tag, admin::Fetch};
@@ -44,7 +44,7 @@ impl Fetching {
                 tracing::debug!(cause, "no connection to fetch with");
                 Error::Down
             })?;
-            let channel = error::open(connection.connection.create_channel().await)?;
+            let channel = channel::open(&connection.connection).await?;
             Ok(Self {
                 queue: queue.to_owned(),
                 channel,

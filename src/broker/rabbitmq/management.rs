@@ -17,10 +17,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     broker::{
         Error,
-        admin::{
-            BindingInfo, Destination, ExchangeInfo, Flow, Management as State, Node, QueueInfo,
-            Source,
-        },
+        admin::{BindingInfo, Destination, ExchangeInfo, Flow, Node, QueueInfo, Source},
         topology::{QueueKind, argument},
     },
     message::{Table, Value},
@@ -123,15 +120,6 @@ impl Management {
     pub(super) async fn nodes(&self) -> Result<Vec<Node>, Error> {
         let nodes: Vec<NodeStatus> = self.list(&format!("nodes?columns={NODE_COLUMNS}")).await?;
         Ok(nodes.into_iter().map(Node::from).collect())
-    }
-
-    /// How it answered last.
-    pub(super) fn state(&self) -> State {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*trouble {
-            None => State::Up,
-            Some(trouble) => State::Down(trouble.reason.clone()),
-        }
     }
 
     /// Asks once; the clock of whoever answers. The error is for people.

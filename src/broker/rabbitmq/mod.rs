@@ -4,6 +4,7 @@
 //! of their own ([`consumer`]) over shared connections ([`pool`]).
 
 mod admin;
+mod channel;
 mod consumer;
 mod convert;
 mod declare;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, Fate, InDoubt, NotSent, Publish, Receipt, Witness},
+    broker::{Broker, Fate, NotSent, Publish, Witness},
     failure::{FailedMessage, Time, schedule::Policy},
     gateway::{
         message_log::{self, MessageLog},
@@ -63,29 +63,14 @@ impl Sender {
     /// A publish of `message` to `queue` and to nothing else. `claimed_at`: when its row was claimed; what is not sent while half
     /// of the lease is left is not sent at all, so that nobody else sends it at the same time.
     pub fn publish_to(&self, queue: &str, message: Message, claimed_at: Instant) -> Publish {
-        Publish {
-            publish_id: Uuid::now_v7(),
-            // Never the original exchange: a fan-out would reach services that did not fail it.
-            exchange: String::new(),
-            routing_key: queue.to_owned(),
-            mandatory: true,
-            message,
-            deadline: claimed_at + self.policy.lease / 2,
-            // As many as the scheduler has under way.
-            admission: None,
-        }
+        // Never to the original exchange: a fan-out would reach services that did not fail it.
+        Publish::to_queue(queue, message, claimed_at + self.policy.lease / 2)
     }
 
     /// Publishes it.
     pub async fn publish(&self, publish: Publish, witness: Option<Witness>) -> Fate {
-        let (receipt, fate) = Receipt::single();
-        let receipt = match witness {
-            Some(witness) => receipt.witnessed(witness),
-            None => receipt,
-        };
-        self.broker.publish(self.broker.lane(), publish, receipt);
-        let lost = Fate::InDoubt(InDoubt::ConfirmLost);
-        fate.await.unwrap_or(lost)
+        let lane = self.broker.lane();
+        self.broker.publish_and_wait(lane, publish, witness).await
     }
 
     /// Sends a claimed row's message, and writes down what became of it. The fate, and the row as it is then.

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
-use uuid::Uuid;
 
 use super::{Error, QueueAdmin, change::audited, fetchable, not_fetched, own_queue};
 use crate::{
-    broker::{Delivery, Fate, InDoubt, Lane, Publish, Receipt, Tag, admin::Fetch},
+    broker::{Delivery, Fate, InDoubt, Lane, Publish, Tag, admin::Fetch},
     gateway::validate::Invalid,
     message::{Message, header},
 };
@@ -119,19 +118,8 @@ impl QueueAdmin {
         message: Message,
         deadline: Instant,
     ) -> Fate {
-        let (receipt, fate) = Receipt::single();
-        let publish = Publish {
-            publish_id: Uuid::now_v7(),
-            exchange: String::new(),
-            routing_key: queue.to_owned(),
-            mandatory: true,
-            message,
-            deadline,
-            // At most a batch is under way.
-            admission: None,
-        };
-        self.broker.publish(lane, publish, receipt);
-        fate.await.unwrap_or(Fate::InDoubt(InDoubt::ConfirmLost))
+        let publish = Publish::to_queue(queue, message, deadline);
+        self.broker.publish_and_wait(lane, publish, None).await
     }
 }
 
