@@ -16,6 +16,12 @@ use crate::message::Message;
 /// A moment by the database's clock, UTC, in whole microseconds.
 pub type Time = chrono::DateTime<chrono::Utc>;
 
+/// Whether every database can be asked about a moment: those from 1970 to 9999.
+pub fn is_known_to_databases(time: &Time) -> bool {
+    const YEAR_10_000: i64 = 253_402_300_800;
+    (0..YEAR_10_000).contains(&time.timestamp())
+}
+
 /// How much of each error text is kept, in bytes.
 pub const MAX_ERROR_TEXT: usize = 4 * 1024;
 

@@ -3,7 +3,10 @@
 use tonic::Status;
 
 use super::status::invalid;
-use crate::{failure::Time, gateway::page};
+use crate::{
+    failure::{Time, is_known_to_databases},
+    gateway::page,
+};
 
 /// A text; empty means none.
 pub fn some(text: String) -> Option<String> {
@@ -25,11 +28,10 @@ pub fn read_time(
     };
     let nanos = u32::try_from(time.nanos).ok();
     let read = nanos.and_then(|nanos| Time::from_timestamp(time.seconds, nanos));
-    let years = Time::from_timestamp(0, 0)..Time::from_timestamp(253_402_300_800, 0);
-    let read = read.filter(|_| years.contains(&read));
-    Ok(Some(read.ok_or_else(|| {
-        invalid(field, "must be from 1970 to 9999")
-    })?))
+    match read.filter(is_known_to_databases) {
+        Some(time) => Ok(Some(time)),
+        None => Err(invalid(field, "must be from 1970 to 9999")),
+    }
 }
 
 pub fn write_time(time: Time) -> prost_types::Timestamp {

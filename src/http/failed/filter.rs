@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::super::error::Error;
 use crate::{
-    failure::{Reason, Status, Time},
+    failure::{Reason, Status, Time, is_known_to_databases},
     store::Filter,
 };
 
@@ -100,11 +100,10 @@ fn time(field: &'static str, text: &str) -> Result<Option<Time>, Error> {
     if text.is_empty() {
         return Ok(None);
     }
-    let years = Time::from_timestamp(0, 0)..Time::from_timestamp(253_402_300_800, 0);
     let time = DateTime::parse_from_rfc3339(text)
         .ok()
         .map(|time| time.to_utc());
-    match time.filter(|_| years.contains(&time)) {
+    match time.filter(is_known_to_databases) {
         Some(time) => Ok(Some(time)),
         None => {
             let problem = "must be a time such as 2026-01-31T08:00:00Z, from 1970 to 9999";
