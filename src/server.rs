@@ -254,7 +254,12 @@ pub async fn run(
     let following = tokio::spawn(follow(health.clone(), broker.clone()));
     let following_store = tokio::spawn(follow_store(health.clone(), store.clone()));
 
-    let exposition = Exposition::new(metrics, broker.links(), store.clone(), log.clone());
+    let exposition = Exposition {
+        metrics,
+        links: broker.links(),
+        store: store.clone(),
+        log: log.clone(),
+    };
     let rest = rest::routes(&app.name, &gateway, store.watch(), &http.cors_origins)?
         .merge(rest::metrics::route(exposition));
     let routes = grpc::routes(Routes::from(rest), &gateway, &health)?;

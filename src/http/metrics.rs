@@ -15,5 +15,5 @@ pub fn route(exposition: Exposition) -> Router {
 
 async fn expose(State(exposition): State<Exposition>) -> impl IntoResponse {
     let kind = [(CONTENT_TYPE, metrics::CONTENT_TYPE)];
-    (kind, exposition.text().await)
+    (kind, exposition.text())
 }

@@ -21,8 +21,9 @@ pub use self::observe::{Eyes, Observation};
 use self::{book::Book, webhook::Webhook};
 use crate::{
     broker::admin::QueueInfo,
-    failure::Time,
+    failure::{Status, Time},
     metrics::{ActiveAlert, Metrics, QueueSample},
+    store::QueueCounts,
 };
 
 /// Changes that a slow watcher may be behind.
@@ -185,6 +186,10 @@ fn expose(metrics: &Metrics, seen: &Observation, standing: &[Alert]) {
     let queues = seen.queues.iter().flatten().take(MAX_QUEUES);
     let samples: Vec<QueueSample> = queues.map(sample).collect();
     metrics.queues(&samples);
+    let failed = seen.failed.as_ref();
+    let counts = failed.map(|failed| failed.queues.iter().take(MAX_QUEUES).flat_map(by_status));
+    let oldest = failed.map(|failed| failed.oldest_age.unwrap_or_default());
+    metrics.failed(counts, oldest);
     let active: Vec<ActiveAlert> = standing
         .iter()
         .map(|alert| ActiveAlert {
@@ -193,6 +198,17 @@ fn expose(metrics: &Metrics, seen: &Observation, standing: &[Alert]) {
         })
         .collect();
     metrics.alerts(&active);
+}
+
+fn by_status(of: &QueueCounts) -> [(&str, &'static str, u64); 4] {
+    let counts = &of.counts;
+    [
+        (Status::Pending, counts.pending),
+        (Status::Retrying, counts.retrying),
+        (Status::Failed, counts.failed),
+        (Status::Resolved, counts.resolved),
+    ]
+    .map(|(status, count)| (of.queue.as_str(), status.into(), count))
 }
 
 fn sample(queue: &QueueInfo) -> QueueSample {

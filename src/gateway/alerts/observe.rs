@@ -10,7 +10,10 @@ use crate::{
         admin::{Management, Node, QueueInfo},
     },
     failure::Time,
-    gateway::{failed::FailedMessages, queue_admin::QueueAdmin},
+    gateway::{
+        failed::{FailedMessages, Standing},
+        queue_admin::{Answer, QueueAdmin},
+    },
     store::Store,
 };
 
@@ -26,10 +29,7 @@ pub struct Observation {
     pub listing: Option<Duration>,
     pub nodes: Option<Vec<Node>>,
     pub database_up: bool,
-    /// Messages that failed for the first time.
-    pub failed_last_minute: Option<u64>,
-    /// How long ago the oldest one that is not resolved failed; the inner `None`: there is none.
-    pub oldest_failed: Option<Option<Duration>>,
+    pub failed: Option<Standing>,
 }
 
 /// What it looks with.
@@ -48,23 +48,24 @@ impl Eyes {
             let listed = self.queues.all_queues().await.ok()?;
             Some((listed, begun.elapsed()))
         };
-        let (listed, status, failed) =
-            tokio::join!(listing, self.broker.admin().status(), self.failed.recent(),);
-        let failed = failed.ok();
+        let (listed, status, failed) = tokio::join!(
+            listing,
+            self.broker.admin().status(),
+            self.failed.standing()
+        );
         let (listed, listing) = listed.unzip();
-        let (queues, partial) = listed.map(|listed| (listed.found, listed.partial)).unzip();
+        let partial = listed.as_ref().map(Answer::is_partial);
         Observation {
             now: chrono::Utc::now(),
             links,
-            queues,
+            queues: listed.map(|listed| listed.found),
             listing,
             // Without the management API at all, what is known is all there ever is to know.
             queues_are_all: partial == Some(false) || status.management == Management::Off,
             // A cluster has at least one.
             nodes: Some(status.nodes).filter(|nodes| !nodes.is_empty()),
             database_up: self.store.is_up(),
-            failed_last_minute: failed.map(|failed| failed.last_minute),
-            oldest_failed: failed.map(|failed| failed.oldest_age),
+            failed: failed.ok(),
         }
     }
 }

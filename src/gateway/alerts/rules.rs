@@ -191,7 +191,11 @@ fn database(seen: &Observation, options: &Options, found: &mut Vec<Finding>) {
     let summary = "the database is away; dead letters wait in their queues, and no retry is sent";
     let down = yes(!seen.database_up);
     found.push(Finding::of(Kind::DatabaseDown, "", down, summary));
-    if let (Some(failed), true) = (seen.failed_last_minute, options.failed_spike > 0) {
+    let Some(standing) = &seen.failed else {
+        return;
+    };
+    if options.failed_spike > 0 {
+        let failed = standing.last_minute;
         let state = if failed >= options.failed_spike {
             State::Wrong
         } else if failed > options.failed_spike / 2 {
@@ -202,13 +206,12 @@ fn database(seen: &Observation, options: &Options, found: &mut Vec<Finding>) {
         let summary = format!("{failed} messages failed within the last minute");
         found.push(Finding::of(Kind::FailedSpike, "", state, summary));
     }
-    if let Some(age) = seen.oldest_failed {
-        let old = age.is_some_and(|age| age > options.oldest_failed);
-        let age = Duration::from_secs(age.unwrap_or_default().as_secs());
-        let age = humantime::format_duration(age);
-        let summary = format!("the oldest failed message that is not resolved failed {age} ago");
-        found.push(Finding::of(Kind::OldestFailed, "", yes(old), summary));
-    }
+    let age = standing.oldest_age;
+    let old = age.is_some_and(|age| age > options.oldest_failed);
+    let age = Duration::from_secs(age.unwrap_or_default().as_secs());
+    let age = humantime::format_duration(age);
+    let summary = format!("the oldest failed message that is not resolved failed {age} ago");
+    found.push(Finding::of(Kind::OldestFailed, "", yes(old), summary));
 }
 
 fn ignored(queue: &str, options: &Options) -> bool {

@@ -24,10 +24,10 @@ use super::{
 };
 use crate::{
     broker::{Broker, Fate, Witness},
-    failure::{Attempt, FailedMessage, Status, schedule::Policy},
+    failure::{Attempt, FailedMessage, Status, Time, schedule::Policy},
     message::{Message, Value, header},
     metrics::Metrics,
-    store::{self, Claimed, Filter, Group, Operation, Sent, Stats, Store},
+    store::{self, Claimed, Filter, Group, Operation, QueueCounts, Sent, Stats, Store},
     traces::Traces,
 };
 
@@ -86,9 +86,10 @@ pub struct Full {
     pub attempts: Vec<Attempt>,
 }
 
-/// What failed lately.
-#[derive(Clone, Copy, Debug)]
-pub struct Recent {
+/// How failed messages stand.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    pub queues: Vec<QueueCounts>,
     /// Messages that failed for the first time.
     pub last_minute: u64,
     /// Of the oldest one that is not resolved; `None`: there is none.
@@ -385,17 +386,19 @@ impl FailedMessages {
         Ok(self.store.stats(queue).await?)
     }
 
-    /// What failed lately, and how long the oldest has waited; by the database's clock.
-    pub async fn recent(&self) -> Result<Recent, Error> {
+    /// How they stand, by the database's clock.
+    pub async fn standing(&self) -> Result<Standing, Error> {
         let now = self.store.now().await?;
         let filter = Filter {
             failed_after: Some(now - TimeDelta::minutes(1)),
             ..Filter::default()
         };
-        let oldest = self.store.stats(None).await?.oldest;
-        Ok(Recent {
+        let stats = self.store.stats(None).await?;
+        let age = |at: Time| (now - at).to_std().unwrap_or_default();
+        Ok(Standing {
+            queues: stats.queues,
             last_minute: self.store.count(&filter).await?,
-            oldest_age: oldest.map(|at| (now - at).to_std().unwrap_or_default()),
+            oldest_age: stats.oldest.map(age),
         })
     }
 

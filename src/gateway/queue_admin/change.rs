@@ -1,10 +1,9 @@
 //! Changes. Each is in the log as an audit event, and so is each that was refused.
 
-use tokio::task::JoinError;
-
 use super::{
     Error, QueueAdmin, fetchable, own_exchange, own_queue,
     plan::{Action, Change, correct},
+    to_the_end,
 };
 use crate::{
     broker::{
@@ -37,14 +36,14 @@ pub struct Created {
     pub changes: Vec<Change>,
 }
 
-/// Carries a change out, also when the caller goes away meanwhile, and writes its line in the log, whatever became of it. The
-/// caller goes there as soon as callers have names.
+/// Carries a change out [`to_the_end`], and writes its line in the log, whatever became of it. The caller goes there as soon as
+/// callers have names.
 pub(super) async fn audited<T: Send + 'static>(
     action: &'static str,
     target: String,
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::spawn(async move {
+    to_the_end(async move {
         let done = work.await;
         match &done {
             Ok(_) => tracing::info!(target: "courtier::audit", action, target, "done"),
@@ -53,13 +52,8 @@ pub(super) async fn audited<T: Send + 'static>(
             }
         }
         done
-    });
-    match done.await.map_err(JoinError::try_into_panic) {
-        Ok(done) => done,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // The runtime ends.
-        Err(Err(_)) => Err(broker::Error::Down.into()),
-    }
+    })
+    .await
 }
 
 impl QueueAdmin {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 
 use super::{Error, QueueAdmin, is_stream, note, own_exchange, queue_name};
 use crate::{
@@ -24,10 +24,37 @@ const AT_A_TIME: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Answer<T> {
     pub found: T,
-    /// There may be more than was found.
-    pub partial: bool,
     /// For people; empty: it is a full answer.
     pub note: String,
+}
+
+impl<T> Answer<T> {
+    /// Of a list: there may be more than was found. Of one thing: more may be known about it.
+    pub fn is_partial(&self) -> bool {
+        !self.note.is_empty()
+    }
+}
+
+impl<T> Answer<Vec<T>> {
+    /// Those whose name contains a text, in any case of letters, by name; one page of them.
+    fn page(
+        mut self,
+        kind: &str,
+        name: impl Fn(&T) -> &str,
+        containing: &str,
+        size: u32,
+        token: &str,
+    ) -> Result<Answer<Listed<T>>, Error> {
+        let list = page::list(kind, &containing);
+        let containing = containing.to_lowercase();
+        self.found
+            .retain(|one| name(one).to_lowercase().contains(&containing));
+        let key = |one: &T| name(one).to_owned();
+        Ok(Answer {
+            found: page::of(self.found, key, size, token, &list)?,
+            note: self.note,
+        })
+    }
 }
 
 /// How a queue does.
@@ -50,15 +77,8 @@ impl QueueAdmin {
         size: u32,
         token: &str,
     ) -> Result<Answer<Listed<QueueInfo>>, Error> {
-        let list = page::list("queues", &containing);
         let all = self.all_queues().await?;
-        let matching = matching(all.found, containing, |queue| &queue.name);
-        let found = page::of(matching, |queue| queue.name.clone(), size, token, &list)?;
-        Ok(Answer {
-            found,
-            partial: all.partial,
-            note: all.note,
-        })
+        all.page("queues", |queue| &queue.name, containing, size, token)
     }
 
     /// All queues, as far as anybody can tell.
@@ -67,16 +87,10 @@ impl QueueAdmin {
         let (mut found, management) = match listed(admin.queues().await)? {
             Ok(found) => (self.counted(found).await, Management::Up),
             Err(management) => {
-                let known = stream::iter(self.known.queues());
-                let asked = known.map(|name| async move {
-                    let found = there(admin.queue(&name).await);
-                    if matches!(found, Ok(None)) {
-                        self.known.forget_queue(&name);
-                    }
-                    found
-                });
-                let found = asked.buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>();
-                (found.await?.into_iter().flatten().collect(), management)
+                let known = self.known.queues().into_iter();
+                let asked = known.map(async |name| (admin.queue(&name).await, name));
+                let forget = |name: &str| self.known.forget_queue(name);
+                (there(asked, forget).await?, management)
             }
         };
         for queue in &mut found {
@@ -86,7 +100,6 @@ impl QueueAdmin {
         self.rates.keep(|name| names.contains(name));
         Ok(Answer {
             found,
-            partial: management != Management::Up,
             note: note(&management),
         })
     }
@@ -118,11 +131,7 @@ impl QueueAdmin {
             broker::admin::Source::Amqp => "only what AMQP tells is known: RabbitMQ's management API is switched off, does not answer, or does not know the queue yet".to_owned(),
             _ => String::new(),
         };
-        Ok(Answer {
-            found: queue,
-            partial: false,
-            note,
-        })
+        Ok(Answer { found: queue, note })
     }
 
     /// One queue, its consumers' lag, and its failed messages.
@@ -130,7 +139,6 @@ impl QueueAdmin {
         let queue = self.queue(name).await?;
         Ok(Answer {
             found: self.stats_of(queue.found).await,
-            partial: false,
             note: queue.note,
         })
     }
@@ -166,15 +174,8 @@ impl QueueAdmin {
         size: u32,
         token: &str,
     ) -> Result<Answer<Listed<ExchangeInfo>>, Error> {
-        let list = page::list("exchanges", &containing);
         let all = self.all_exchanges().await?;
-        let matching = matching(all.found, containing, |exchange| &exchange.name);
-        let found = page::of(matching, |one| one.name.clone(), size, token, &list)?;
-        Ok(Answer {
-            found,
-            partial: all.partial,
-            note: all.note,
-        })
+        all.page("exchanges", |one| &one.name, containing, size, token)
     }
 
     pub(super) async fn all_exchanges(&self) -> Result<Answer<Vec<ExchangeInfo>>, Error> {
@@ -182,21 +183,14 @@ impl QueueAdmin {
         let (found, management) = match listed(admin.exchanges().await)? {
             Ok(found) => (found, Management::Up),
             Err(management) => {
-                let known = stream::iter(self.known.exchanges());
-                let asked = known.map(|name| async move {
-                    let found = there(admin.exchange(&name).await);
-                    if matches!(found, Ok(None)) {
-                        self.known.forget_exchange(&name);
-                    }
-                    found
-                });
-                let found = asked.buffer_unordered(AT_A_TIME).try_collect::<Vec<_>>();
-                (found.await?.into_iter().flatten().collect(), management)
+                let known = self.known.exchanges().into_iter();
+                let asked = known.map(async |name| (admin.exchange(&name).await, name));
+                let forget = |name: &str| self.known.forget_exchange(name);
+                (there(asked, forget).await?, management)
             }
         };
         Ok(Answer {
             found,
-            partial: management != Management::Up,
             note: note(&management),
         })
     }
@@ -249,20 +243,26 @@ pub(super) fn listed<T>(
     }
 }
 
-/// What is not there, or somebody else's alone, is left out of lists.
-fn there<T>(asked: Result<T, broker::Error>) -> Result<Option<T>, broker::Error> {
+/// Of each that is asked about by itself, what is there. What is not there is forgotten; what is somebody else's alone is left out.
+async fn there<T, F>(
+    questions: impl Iterator<Item = F>,
+    forget: impl Fn(&str),
+) -> Result<Vec<T>, broker::Error>
+where
+    F: Future<Output = (Result<T, broker::Error>, String)>,
+{
     use broker::Error::{Forbidden, Locked, NotFound};
-    match asked {
-        Ok(one) => Ok(Some(one)),
-        Err(NotFound { .. } | Locked { .. } | Forbidden { .. }) => Ok(None),
-        Err(error) => Err(error),
+    let mut found = Vec::new();
+    let mut answers = stream::iter(questions).buffer_unordered(AT_A_TIME);
+    while let Some((answer, name)) = answers.next().await {
+        match answer {
+            Ok(one) => found.push(one),
+            Err(NotFound { .. }) => forget(&name),
+            Err(Locked { .. } | Forbidden { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
-}
-
-fn matching<T>(mut all: Vec<T>, containing: &str, name: impl Fn(&T) -> &str) -> Vec<T> {
-    let containing = containing.to_lowercase();
-    all.retain(|one| name(one).to_lowercase().contains(&containing));
-    all
+    Ok(found)
 }
 
 /// See [`QueueStats::time_to_drain`].

@@ -13,6 +13,8 @@ mod rates;
 
 use std::sync::Arc;
 
+use tokio::task::JoinError;
+
 pub(super) use self::figures::time_to_drain;
 pub use self::{
     change::{Created, Profile},
@@ -136,6 +138,18 @@ fn note(management: &Management) -> String {
         Management::Down(reason) => format!(
             "RabbitMQ's management API does not answer ({reason}): there are fewer figures, and only what this gateway knows of is listed"
         ),
+    }
+}
+
+/// Carries work out, also when the caller goes away meanwhile.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(work).await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends.
+        Err(Err(_)) => Err(broker::Error::Down.into()),
     }
 }
 

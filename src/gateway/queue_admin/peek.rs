@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Error, QueueAdmin, fetchable, moving::copy_of, not_fetched, own_queue};
+use super::{Error, QueueAdmin, fetchable, moving::copy_of, not_fetched, own_queue, to_the_end};
 use crate::{
     broker::{self, Delivery, Fate, LinkState, Tag, admin::QueueInfo, topology::QueueKind},
     gateway::validate::Invalid,
@@ -35,22 +35,13 @@ impl QueueAdmin {
             return Err(Invalid::field("limit", problem).into());
         }
         let (admin, queue) = (self.clone(), queue.to_owned());
-        let peeked = tokio::spawn(async move { admin.peek_to_the_end(&queue, limit).await });
-        peeked
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        to_the_end(async move { admin.peek_now(&queue, limit).await }).await
     }
 
-    async fn peek_to_the_end(&self, queue: &str, limit: usize) -> Result<Vec<Delivery>, Error> {
+    async fn peek_now(&self, queue: &str, limit: usize) -> Result<Vec<Delivery>, Error> {
         let admin = self.broker.admin();
         let info = admin.queue(queue).await?;
         fetchable(&info)?;
-        // Fresh copies may be needed.
-        match self.broker.links().borrow().publish {
-            LinkState::Up => {}
-            LinkState::Down => return Err(broker::Error::Down.into()),
-            LinkState::Blocked => return Err(broker::Error::Blocked.into()),
-        }
         // Fresh copies may be needed.
         let publish = self.broker.links().borrow().publish;
         match publish {

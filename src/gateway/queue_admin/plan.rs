@@ -123,45 +123,18 @@ impl QueueAdmin {
     /// How the broker differs from the topology file.
     pub async fn drift(&self) -> Result<Plan, Error> {
         let topology = self.topology.as_ref().ok_or(Error::NoTopology)?;
-        let mut plan = self.plan(topology).await?;
+        let there = self.look(topology).await?;
+        let mut plan = there.plan(topology)?;
         plan.changes.retain(|change| change.action != Action::None);
-        if let Ok(bindings) = self.broker.admin().bindings().await {
-            plan.changes.extend(extra(topology, &bindings));
+        if let Some(bindings) = &there.bindings {
+            plan.changes.extend(extra(topology, bindings));
         }
         Ok(plan)
     }
 
     /// What declaring a topology would do.
     pub(super) async fn plan(&self, topology: &Topology) -> Result<Plan, Error> {
-        let there = self.look(topology).await?;
-        let mut changes = Vec::new();
-        for wanted in &topology.exchanges {
-            let (what, name) = (Entity::Exchange, wanted.name.as_str());
-            changes.push(match there.exchanges.get(name) {
-                None => Change::new(what, name, Action::Create),
-                Some(found) => Change::of(what, name, exchange_mismatches(wanted, found)),
-            });
-        }
-        for wanted in &topology.queues {
-            let (what, name) = (Entity::Queue, wanted.name.as_str());
-            changes.push(match there.queues.get(name) {
-                None => Change::new(what, name, Action::Create),
-                Some(found) => Change::of(what, name, queue_mismatches(wanted, found)),
-            });
-        }
-        for wanted in &topology.bindings {
-            there.check(topology, wanted)?;
-            let action = match &there.bindings {
-                None if there.has_ends(wanted) => Action::Unknown,
-                Some(bindings) if bindings.iter().any(|one| is(one, wanted)) => Action::None,
-                _ => Action::Create,
-            };
-            changes.push(Change::new(Entity::Binding, &wanted.to_string(), action));
-        }
-        Ok(Plan {
-            changes,
-            note: there.note,
-        })
+        self.look(topology).await?.plan(topology)
     }
 
     /// What there is of a topology.
@@ -170,7 +143,7 @@ impl QueueAdmin {
         let (queues, exchanges) = tokio::join!(self.all_queues(), self.all_exchanges());
         let (mut queues, mut exchanges) = (queues?, exchanges?);
         // Where a list cannot be had, what is named is asked about; it is known from here on.
-        if queues.partial || exchanges.partial {
+        if queues.is_partial() || exchanges.is_partial() {
             self.known.add(topology);
             for binding in &topology.bindings {
                 self.known.queue(&binding.queue);
@@ -207,6 +180,38 @@ struct There {
 }
 
 impl There {
+    /// What declaring a topology would do.
+    fn plan(&self, topology: &Topology) -> Result<Plan, Error> {
+        let mut changes = Vec::new();
+        for wanted in &topology.exchanges {
+            let (what, name) = (Entity::Exchange, wanted.name.as_str());
+            changes.push(match self.exchanges.get(name) {
+                None => Change::new(what, name, Action::Create),
+                Some(found) => Change::of(what, name, exchange_mismatches(wanted, found)),
+            });
+        }
+        for wanted in &topology.queues {
+            let (what, name) = (Entity::Queue, wanted.name.as_str());
+            changes.push(match self.queues.get(name) {
+                None => Change::new(what, name, Action::Create),
+                Some(found) => Change::of(what, name, queue_mismatches(wanted, found)),
+            });
+        }
+        for wanted in &topology.bindings {
+            self.check(topology, wanted)?;
+            let action = match &self.bindings {
+                None if self.has_ends(wanted) => Action::Unknown,
+                Some(bindings) if bindings.iter().any(|one| is(one, wanted)) => Action::None,
+                _ => Action::Create,
+            };
+            changes.push(Change::new(Entity::Binding, &wanted.to_string(), action));
+        }
+        Ok(Plan {
+            changes,
+            note: self.note.clone(),
+        })
+    }
+
     /// Whether both ends of a binding are there.
     fn has_ends(&self, binding: &Binding) -> bool {
         self.exchanges.contains_key(&binding.exchange) && self.queues.contains_key(&binding.queue)

@@ -55,11 +55,12 @@ pub fn write_struct(table: &Table) -> Struct {
     }
 }
 
-pub fn read_profile(profile: ProtoProfile) -> Result<Profile, Status> {
-    Ok(match profile {
-        ProtoProfile::Unspecified | ProtoProfile::Standard => Profile::Standard,
-        ProtoProfile::DeadLetter => Profile::DeadLetter,
-    })
+pub fn read_profile(profile: i32) -> Result<Profile, Status> {
+    match ProtoProfile::try_from(profile) {
+        Ok(ProtoProfile::Unspecified | ProtoProfile::Standard) => Ok(Profile::Standard),
+        Ok(ProtoProfile::DeadLetter) => Ok(Profile::DeadLetter),
+        Err(_) => Err(invalid("profile", "is none that this gateway knows")),
+    }
 }
 
 pub fn read_exchange_kind(field: &'static str, kind: &str) -> Result<ExchangeKind, Status> {

@@ -72,9 +72,9 @@ impl QueueAdmin for Service {
         let listed = self.queues().queues(&request.name_contains, size, token);
         let answer = listed.await.map_err(status)?;
         Ok(Response::new(ListQueuesResponse {
+            partial: answer.is_partial(),
             queues: answer.found.rows.into_iter().map(write_queue).collect(),
             next_page_token: answer.found.next,
-            partial: answer.partial,
             note: answer.note,
         }))
     }
@@ -117,7 +117,7 @@ impl QueueAdmin for Service {
         request: Request<CreateQueueRequest>,
     ) -> Result<Response<CreateQueueResponse>, Status> {
         let request = request.into_inner();
-        let profile = read_profile(request.profile())?;
+        let profile = read_profile(request.profile)?;
         let arguments = read_table(request.arguments);
         let (name, validate_only) = (&request.name, request.validate_only);
         let created = self
@@ -212,9 +212,9 @@ impl QueueAdmin for Service {
         let listed = self.queues().exchanges(&request.name_contains, size, token);
         let answer = listed.await.map_err(status)?;
         Ok(Response::new(ListExchangesResponse {
+            partial: answer.is_partial(),
             exchanges: answer.found.rows.into_iter().map(write_exchange).collect(),
             next_page_token: answer.found.next,
-            partial: answer.partial,
             note: answer.note,
         }))
     }

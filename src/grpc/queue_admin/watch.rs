@@ -100,7 +100,6 @@ async fn look(
         });
         return Ok(Answer {
             found: stats.buffered(AT_A_TIME).collect().await,
-            partial: all.partial,
             note: all.note,
         });
     }
@@ -116,7 +115,6 @@ async fn look(
     let answers: Vec<_> = asked.buffered(AT_A_TIME).try_collect().await?;
     let answers: Vec<_> = answers.into_iter().flatten().collect();
     Ok(Answer {
-        partial: false,
         note: answers
             .iter()
             .map(|one| one.note.clone())
