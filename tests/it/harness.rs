@@ -40,6 +40,8 @@ pub struct Gateway {
 /// How a gateway under test differs from the defaults.
 pub struct Setup {
     pub config: Config,
+    /// How long its start waits for the database.
+    database_patience: Duration,
     /// As if it had been declared at start.
     pub topology: Option<Topology>,
     pub metrics: Metrics,
@@ -51,6 +53,8 @@ impl Setup {
     pub fn without_database(&mut self) {
         let nobody = SecretString::from("postgres://nobody@127.0.0.1:1/none".to_owned());
         self.config.database.place = Place::Server(nobody);
+        // Nobody will come.
+        self.database_patience = Duration::ZERO;
     }
 }
 
@@ -81,6 +85,7 @@ impl Gateway {
         config.database.place = Place::File(data.path().join("courtier.db"));
         let mut setup = Setup {
             config,
+            database_patience: PATIENCE / 10,
             topology: None,
             metrics: Metrics::default(),
             traces: Traces::default(),
@@ -88,11 +93,12 @@ impl Gateway {
         change(&mut setup);
         let Setup {
             config,
+            database_patience,
             topology,
             metrics,
             traces,
         } = setup;
-        let store = Store::open(config.database.clone(), PATIENCE / 10).await;
+        let store = Store::open(config.database.clone(), database_patience).await;
         let store = store.expect("the database opens");
         let log = MessageLog::start(store.clone(), config.message_log);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -283,7 +283,11 @@ async fn deliveries_and_settles_are_counted_by_queue(on: On) {
 }
 
 async fn what_fails_is_counted_until_it_is_resolved(on: On) {
-    let desk = Desk::open(on, slow).await;
+    let desk = Desk::open(on, |setup| {
+        slow(setup);
+        setup.config.alerts.every = Duration::from_millis(100);
+    })
+    .await;
     let (front, queue) = (&desk.front, &desk.queue);
     let rows =
         |status: &str| format!(r#"courtier_failed_messages{{queue="{queue}",status="{status}"}}"#);

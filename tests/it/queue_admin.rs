@@ -318,6 +318,21 @@ async fn arguments_that_the_broker_does_not_take_make_nothing(on: On) {
     office.neighbours_are_unharmed().await;
 }
 
+/// Of a client that is newer than the gateway.
+async fn a_profile_that_nobody_knows_makes_nothing(on: On) {
+    let office = Office::open(on).await;
+    let name = office.name("newer");
+    let answer = office.create(CreateQueueRequest {
+        name: name.clone(),
+        profile: 99,
+        ..Default::default()
+    });
+    let bad = refused(Code::InvalidArgument, "INVALID_REQUEST");
+    assert_eq!(refusal(answer.await), bad);
+    let missing = refused(Code::NotFound, "QUEUE_NOT_FOUND");
+    assert_eq!(refusal(office.get(&name).await), missing);
+}
+
 async fn names_that_are_not_for_clients_are_refused(on: On) {
     let office = Office::open(on).await;
     let forbidden = refused(Code::PermissionDenied, "FORBIDDEN");
@@ -633,6 +648,7 @@ on_all! {
     a_work_queue_comes_with_its_dead_letter_queue
     a_queue_that_differs_is_explained_and_left_alone
     arguments_that_the_broker_does_not_take_make_nothing
+    a_profile_that_nobody_knows_makes_nothing
     names_that_are_not_for_clients_are_refused
     a_queue_is_deleted_under_conditions
     a_deleted_queue_ends_its_subscriptions
