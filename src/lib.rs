@@ -18,6 +18,7 @@ pub mod failure; // failed messages and their state machine
 pub mod config;
 pub mod deadline; // the caller's
 pub mod error; // what callers are told
+mod finish;
 pub mod message;
 pub mod metrics; // figures for those who watch
 pub mod names;

@@ -28,6 +28,7 @@ mod failed_native;
 mod front;
 mod harness;
 mod hostile;
+mod impatient;
 mod instance;
 mod load;
 mod logs;

@@ -38,19 +38,27 @@ impl RabbitMq {
         self.management.as_ref().ok_or(Error::ManagementOff)
     }
 
-    /// Does one thing on a channel of its own.
-    async fn on_channel<T>(
+    /// Does one thing to what has this name, on a channel of its own.
+    async fn on_channel<T, F>(
         &self,
-        work: impl AsyncFnOnce(&Channel) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+        name: &str,
+        work: impl FnOnce(Channel, String) -> F + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
         let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
-        let asking = async {
-            let channel = channel::open(&up.connection).await?;
-            let done = work(&channel).await?;
-            let _ = channel.close(200, "done".into()).await;
-            Ok(done)
-        };
-        let asking = self.admin.while_up(&up, asking);
+        let (link, name) = (self.admin.clone(), name.to_owned());
+        let asking = channel::to_the_end(async move {
+            let asking = async {
+                let channel = channel::open(&up.connection).await?;
+                let done = work(channel.clone(), name).await?;
+                let _ = channel.close(200, "done".into()).await;
+                Ok(done)
+            };
+            link.while_up(&up, asking).await
+        });
         timeout(TIMEOUT, asking)
             .await
             .unwrap_or(Err(Error::TimedOut))
@@ -62,7 +70,9 @@ impl RabbitMq {
     }
 
     async fn counts(&self, name: &str) -> Result<Counts, Error> {
-        let seen = self.on_channel(async |channel| channel::see_queue(channel, name).await);
+        let seen = self.on_channel(name, async move |channel, name| {
+            channel::see_queue(&channel, &name).await
+        });
         let queue = seen.await?;
         Ok(Counts {
             ready: queue.message_count(),
@@ -93,7 +103,9 @@ impl Admin for RabbitMq {
     }
 
     async fn exchange(&self, name: &str) -> Result<ExchangeInfo, Error> {
-        let exists = self.on_channel(async |channel| channel::see_exchange(channel, name).await);
+        let exists = self.on_channel(name, async move |channel, name| {
+            channel::see_exchange(&channel, &name).await
+        });
         let more = async { self.management()?.exchange(name).await };
         let (exists, more) = tokio::join!(exists, more);
         exists?;
@@ -163,9 +175,9 @@ impl Admin for RabbitMq {
             // Deleting what does not exist is no error in AMQP.
             self.counts(name).await?;
         }
-        let deleted = self.on_channel(async |channel| {
-            let deleted = channel.queue_delete(name.into(), options).await;
-            deleted.map_err(|cause| error::classify(&cause, Entity::Queue, name))
+        let deleted = self.on_channel(name, async move |channel, name| {
+            let deleted = channel.queue_delete(name.as_str().into(), options).await;
+            deleted.map_err(|cause| error::classify(&cause, Entity::Queue, &name))
         });
         match deleted.await {
             // What was looked at before has changed since.
@@ -175,23 +187,24 @@ impl Admin for RabbitMq {
     }
 
     async fn purge_queue(&self, name: &str) -> Result<u64, Error> {
-        let purged = self.on_channel(async |channel| {
-            let purged = channel.queue_purge(name.into(), QueuePurgeOptions::default());
+        let purged = self.on_channel(name, async move |channel, name| {
+            let purged = channel.queue_purge(name.as_str().into(), QueuePurgeOptions::default());
             let purged = purged.await;
-            purged.map_err(|cause| error::classify(&cause, Entity::Queue, name))
+            purged.map_err(|cause| error::classify(&cause, Entity::Queue, &name))
         });
         Ok(purged.await?.into())
     }
 
     async fn delete_exchange(&self, name: &str, if_unused: bool) -> Result<(), Error> {
         self.exchange(name).await?;
-        let deleted = self.on_channel(async |channel| {
+        let deleted = self.on_channel(name, async move |channel, name| {
             let options = ExchangeDeleteOptions {
                 if_unused,
                 ..ExchangeDeleteOptions::default()
             };
-            let deleted = channel.exchange_delete(name.into(), options).await;
-            deleted.map_err(|cause| error::classify(&cause, Entity::Exchange, name))
+            let deleted = channel.exchange_delete(name.as_str().into(), options);
+            let deleted = deleted.await;
+            deleted.map_err(|cause| error::classify(&cause, Entity::Exchange, &name))
         });
         let deleted = deleted.await;
         self.exchanges.forget();
@@ -203,7 +216,8 @@ impl Admin for RabbitMq {
 
     async fn unbind(&self, binding: &Binding) -> Result<(), Error> {
         let arguments = convert::arguments(&binding.arguments)?;
-        self.on_channel(async |channel| {
+        let (name, binding) = (binding.to_string(), binding.clone());
+        self.on_channel(&name, async move |channel, name| {
             let unbound = channel.queue_unbind(
                 binding.queue.as_str().into(),
                 binding.exchange.as_str().into(),
@@ -211,7 +225,7 @@ impl Admin for RabbitMq {
                 arguments,
             );
             let unbound = unbound.await;
-            unbound.map_err(|cause| error::classify(&cause, Entity::Binding, &binding.to_string()))
+            unbound.map_err(|cause| error::classify(&cause, Entity::Binding, &name))
         })
         .await
     }

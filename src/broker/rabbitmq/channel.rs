@@ -1,4 +1,8 @@
 //! Channels that may be lost, and what is looked at on them: an error ends an AMQP channel.
+//!
+//! A channel must not be let go of while the broker may be ending it. The client library would close it at the same time, take the
+//! broker's answer to that for one on a channel that never was, and end the whole connection, with all that others have on it. So
+//! what may be refused is done [`to_the_end`], however soon whoever asked gives up.
 
 use lapin::{
     Channel, Connection, ExchangeKind, Queue,
@@ -7,7 +11,17 @@ use lapin::{
 };
 
 use super::error;
-use crate::broker::{Entity, Error};
+use crate::{
+    broker::{Entity, Error},
+    finish::finish,
+};
+
+/// Does it also when nobody waits for it any more. What needs a connection ends with it (`Link::while_up`).
+pub(super) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    finish(work).await.unwrap_or(Err(Error::Down))
+}
 
 pub(super) async fn open(connection: &Connection) -> Result<Channel, Error> {
     error::open(connection.create_channel().await)

@@ -24,10 +24,7 @@ use lapin::{
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{
-    channel, convert, error,
-    pool::{Place, Pool},
-};
+use super::{channel, convert, error, pool::Place};
 use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag};
 
 /// For steps that wait for the broker's answer once a subscription stands.
@@ -44,8 +41,7 @@ pub(super) struct Running {
     place: Place,
 }
 
-pub(super) async fn subscribe(pool: &Pool, subscribe: Subscribe) -> Result<Running, Error> {
-    let place = pool.place(subscribe.deadline).await?;
+pub(super) async fn subscribe(place: Place, subscribe: Subscribe) -> Result<Running, Error> {
     let (channel, consumers) = place.while_up(open(place.connection(), &subscribe)).await?;
     Ok(Running {
         channel,
@@ -211,12 +207,12 @@ impl Drop for Running {
 
 /// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
 async fn why_cancelled(connection: Arc<Connection>, queue: usize, name: String) -> Ended {
-    let look = async {
+    let look = channel::to_the_end(async move {
         let channel = channel::open(&connection).await?;
         channel::see_queue(&channel, &name).await?;
         let _ = channel.close(200, "seen".into()).await;
         Ok(())
-    };
+    });
     match timeout(STEP_TIMEOUT, look).await {
         Ok(Err(Error::NotFound { .. })) => Ended::QueueDeleted(queue),
         _ => Ended::BrokerDown,

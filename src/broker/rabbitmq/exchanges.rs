@@ -93,11 +93,11 @@ impl Exchanges {
     /// The outer result says whether the broker could be asked.
     async fn ask(&self, up: Up, exchange: &str, deadline: Instant) -> Result<Verdict, Error> {
         let asking = async {
-            let verdict = exists(&up, exchange).await?;
+            let verdict = self.put(exists, &up, exchange).await?;
             if verdict.is_err() {
                 self.probed.invalidate(exchange).await;
             } else if !self.probed.contains_key(exchange) {
-                let verdict = accepts(&up, exchange).await?;
+                let verdict = self.put(accepts, &up, exchange).await?;
                 if verdict.is_ok() {
                     self.probed.insert(exchange.to_owned(), ()).await;
                 }
@@ -108,18 +108,33 @@ impl Exchanges {
         // Others wait for this answer too; whoever asks has no right to keep them for as long as its own deadline allows.
         let soon = Instant::now() + ASK_TIMEOUT;
         tokio::select! {
-            answer = timeout_at(deadline.min(soon), self.link.while_up(&up, asking)) => {
+            answer = timeout_at(deadline.min(soon), asking) => {
                 answer.unwrap_or(Err(Error::TimedOut))
             }
             // The probe itself may be what the broker blocks; nothing answers on this connection then.
             () = self.link.blocked() => Err(Error::Blocked),
         }
     }
+
+    /// Puts one question, to its end.
+    async fn put<F>(
+        &self,
+        question: impl FnOnce(Up, String) -> F,
+        up: &Up,
+        exchange: &str,
+    ) -> Result<Verdict, Error>
+    where
+        F: Future<Output = Result<Verdict, Error>> + Send + 'static,
+    {
+        let (link, up) = (self.link.clone(), up.clone());
+        let answer = question(up.clone(), exchange.to_owned());
+        channel::to_the_end(async move { link.while_up(&up, answer).await }).await
+    }
 }
 
-async fn exists(up: &Up, exchange: &str) -> Result<Verdict, Error> {
+async fn exists(up: Up, exchange: String) -> Result<Verdict, Error> {
     let channel = channel::open(&up.connection).await?;
-    let seen = channel::see_exchange(&channel, exchange).await;
+    let seen = channel::see_exchange(&channel, &exchange).await;
     if seen.is_ok() {
         let _ = channel.close(200, "seen".into()).await;
     }
@@ -130,7 +145,7 @@ async fn exists(up: &Up, exchange: &str) -> Result<Verdict, Error> {
 /// then the `expiration` property, which is malformed; so nothing is ever routed, and the error tells how far it came
 /// (`basic.publish` in <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_channel.erl>).
 /// There is no other way to learn over AMQP that an exchange is internal or forbidden without ending a channel in use.
-async fn accepts(up: &Up, exchange: &str) -> Result<Verdict, Error> {
+async fn accepts(up: Up, exchange: String) -> Result<Verdict, Error> {
     let channel = channel::open(&up.connection).await?;
     error::open(
         channel
@@ -140,7 +155,7 @@ async fn accepts(up: &Up, exchange: &str) -> Result<Verdict, Error> {
     let malformed = BasicProperties::default().with_expiration("probe".into());
     let published = channel
         .basic_publish(
-            exchange.into(),
+            exchange.as_str().into(),
             "".into(),
             BasicPublishOptions::default(),
             &[],
@@ -158,7 +173,7 @@ async fn accepts(up: &Up, exchange: &str) -> Result<Verdict, Error> {
             Ok(Ok(()))
         }
         Err(cause) if error::is_precondition_failed(&cause) => Ok(Ok(())),
-        Err(cause) => verdict(Err(error::classify(&cause, Entity::Exchange, exchange))),
+        Err(cause) => verdict(Err(error::classify(&cause, Entity::Exchange, &exchange))),
     }
 }
 

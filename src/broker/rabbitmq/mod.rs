@@ -275,15 +275,20 @@ impl Broker for RabbitMq {
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {
         let deadline = subscribe.deadline;
-        let running = timeout_at(deadline, consumer::subscribe(&self.pool, subscribe));
+        let place = self.pool.place(deadline).await?;
+        let running = channel::to_the_end(consumer::subscribe(place, subscribe));
+        let running = timeout_at(deadline, running);
         let running = running.await.map_err(|_| Error::TimedOut)??;
         Ok(Box::new(running))
     }
 
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
         let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
-        let declaring = declare::declare(&up.connection, topology);
-        let declaring = self.admin.while_up(&up, declaring);
+        let (link, topology) = (self.admin.clone(), topology.clone());
+        let declaring = channel::to_the_end(async move {
+            let declaring = declare::declare(&up.connection, &topology);
+            link.while_up(&up, declaring).await
+        });
         timeout(DECLARE_TIMEOUT, declaring)
             .await
             .unwrap_or(Err(Error::TimedOut))

@@ -13,8 +13,6 @@ mod rates;
 
 use std::sync::Arc;
 
-use tokio::task::JoinError;
-
 pub(super) use self::figures::time_to_drain;
 pub use self::{
     change::{Created, Profile},
@@ -30,6 +28,7 @@ use crate::{
         admin::{Management, QueueInfo},
         topology::{QueueDefaults, Topology},
     },
+    finish::finish,
     names,
 };
 
@@ -145,12 +144,9 @@ fn note(management: &Management) -> String {
 async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::spawn(work).await.map_err(JoinError::try_into_panic) {
-        Ok(done) => done,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // The runtime ends.
-        Err(Err(_)) => Err(broker::Error::Down.into()),
-    }
+    finish(work)
+        .await
+        .unwrap_or(Err(broker::Error::Down.into()))
 }
 
 /// A queue that is asked about.
