@@ -18,11 +18,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
-use crate::{PAYLOAD, QUEUE, Result, direct::PREFETCH};
+use crate::{AuditLog, PAYLOAD, QUEUE, Result, direct::PREFETCH};
 
 pub struct Gateway {
     process: Child,
     url: String,
+    /// Its database, as long as it runs.
+    _data: tempfile::TempDir,
 }
 
 impl Drop for Gateway {
@@ -34,7 +36,7 @@ impl Drop for Gateway {
 
 impl Gateway {
     /// On RabbitMQ, or on its embedded broker with the queue declared.
-    pub async fn start(amqp_url: Option<&str>) -> Result<Self> {
+    pub async fn start(amqp_url: Option<&str>, audit_log: AuditLog) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut command = Command::new(env!("CARGO_BIN_EXE_courtier"));
         command
@@ -48,6 +50,7 @@ impl Gateway {
             .stderr(Stdio::piped());
         let data = tempfile::TempDir::new()?;
         command.env("DATA_DIR", data.path());
+        command.env("AUDIT_LOG", audit_log.to_string());
         let topology = std::env::temp_dir().join(format!("courtier-bench-{port}.toml"));
         match amqp_url {
             Some(url) => command.env("RABBITMQ_URL", url),
@@ -64,6 +67,7 @@ impl Gateway {
         let gateway = Self {
             process,
             url: format!("http://127.0.0.1:{port}"),
+            _data: data,
         };
         let end = Instant::now() + Duration::from_secs(20);
         while gateway.publish_unary(1, 1).await.is_err() {

@@ -45,9 +45,19 @@ struct Options {
     /// Only rows whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// The gateway's AUDIT_LOG: into SQLite
+    #[arg(long, default_value = "on")]
+    audit_log: AuditLog,
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+enum AuditLog {
+    On,
+    Off,
 }
 
 #[tokio::main]
@@ -55,12 +65,13 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let mut direct = Direct::connect(&options.amqp_url).await?;
     direct.fresh_queue().await?;
-    let gateway = Gateway::start(Some(&options.amqp_url)).await?;
+    let gateway = Gateway::start(Some(&options.amqp_url), options.audit_log).await?;
     println!(
-        "{PAYLOAD} B, persistent, quorum queue, confirmed; {} pairs of {} messages; {} cores; no authentication, no audit log",
+        "{PAYLOAD} B, persistent, quorum queue, confirmed; {} pairs of {} messages; {} cores; audit log {}, no authentication",
         options.pairs,
         options.messages,
-        std::thread::available_parallelism()?
+        std::thread::available_parallelism()?,
+        options.audit_log
     );
     let mut table = Table::default();
     let wanted = |name: &str| name.contains(&options.only);
@@ -268,7 +279,7 @@ async fn management_row(
 
 async fn memory_rows(options: &Options, table: &mut Table) -> Result<()> {
     const SUBSCRIPTIONS: usize = 1_000;
-    let gateway = Gateway::start(Some(&options.amqp_url)).await?;
+    let gateway = Gateway::start(Some(&options.amqp_url), options.audit_log).await?;
     table.line(
         "resident memory, idle (at most 40 MiB)",
         &mebibytes(gateway.resident()?),
@@ -287,7 +298,7 @@ async fn embedded_row(options: &Options, table: &mut Table) -> Result<()> {
     let mut rates = Vec::new();
     for _ in 0..options.pairs {
         // A fresh one each time: the embedded broker keeps what nobody consumes in memory.
-        let gateway = Gateway::start(None).await?;
+        let gateway = Gateway::start(None, options.audit_log).await?;
         let count = options.messages.min(100_000);
         let run = timed(count, Some(&gateway), gateway.publish_stream(count, 1_024)).await?;
         rates.push(run.rate);
