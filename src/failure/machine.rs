@@ -189,7 +189,8 @@ impl State {
         true
     }
 
-    /// The copy was not sent, or nobody knows: the attempt's number is given back. `again`: when it is due if it was PENDING.
+    /// The copy was not sent, or nobody knows: the attempt's number is given back. `again`: when it is due if it was PENDING; what a
+    /// person took out of turn is due when it was due before.
     pub fn not_sent(&mut self, token: Uuid, again: Option<Time>) -> bool {
         if !self.holds(token) {
             return false;
@@ -201,6 +202,7 @@ impl State {
         if !self.manual {
             self.retry_count -= 1;
         }
+        let again = again.filter(|_| !(self.manual && lease.before == Before::Pending));
         self.manual = lease.before == Before::Asked;
         self.status = match lease.before {
             Before::Failed => Status::Failed,
@@ -213,8 +215,8 @@ impl State {
         true
     }
 
-    /// No queue took the copy.
-    pub fn returned(&mut self, token: Uuid) -> bool {
+    /// No queue took the copy, or nobody knows of an edited one: a person must look at it.
+    pub fn set_aside(&mut self, token: Uuid) -> bool {
         let held = self.not_sent(token, None);
         if held {
             self.bury(Again { at: None });

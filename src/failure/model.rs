@@ -263,7 +263,7 @@ impl World {
                 false
             }
             Fate::NotSent | Fate::InDoubt(_) => row.not_sent(retry.token, Some(self.now)),
-            Fate::Returned => row.returned(retry.token),
+            Fate::Returned => row.set_aside(retry.token),
         };
         if given_back {
             self.check_given_back()?;

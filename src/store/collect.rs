@@ -1,9 +1,6 @@
 //! Dead letters become rows. Only when this is committed may the dead letter be acked.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{
     ActiveValue::{self, Set},
@@ -61,8 +58,8 @@ struct Batch {
     rows: HashMap<String, failed_message::Model>,
     /// From death key to id.
     keys: HashMap<String, String>,
-    /// Ids of the rows that this transaction makes.
-    fresh: HashSet<String>,
+    /// From id to the place in `new`, of the rows that this transaction makes.
+    fresh: HashMap<String, usize>,
     new: Vec<failed_message::ActiveModel>,
     attempts: Vec<attempt::ActiveModel>,
 }
@@ -72,7 +69,7 @@ impl Batch {
         let mut batch = Self {
             rows: HashMap::new(),
             keys: HashMap::new(),
-            fresh: HashSet::new(),
+            fresh: HashMap::new(),
             new: Vec::new(),
             attempts: Vec::new(),
         };
@@ -110,8 +107,23 @@ impl Batch {
         // A consumer that published it to another queue made another message of it.
         let retried = retried.filter(|row| row.queue == row::storable(&death.queue));
         retried.or_else(|| {
-            let id = self.keys.get(&key(death)?)?;
-            self.rows.get(id)
+            let row = self.rows.get(self.keys.get(&key(death)?)?)?;
+            is_of(death, row.message_id.as_deref(), &row.payload).then_some(row)
+        })
+    }
+
+    /// Whether this transaction makes a row of this very death already.
+    fn is_fresh(&self, death: &Death) -> bool {
+        let retried = death.failed_id.map(|id| id.to_string());
+        if retried.is_some_and(|id| self.fresh.contains_key(&id)) {
+            return true;
+        }
+        let known = key(death).and_then(|key| self.keys.get(&key));
+        let row = known.and_then(|id| self.new.get(*self.fresh.get(id)?));
+        row.is_some_and(|row| {
+            let message_id = row.message_id.try_as_ref().and_then(Option::as_deref);
+            let payload = row.payload.try_as_ref();
+            is_of(death, message_id, payload.map_or(&[], Vec::as_slice))
         })
     }
 
@@ -123,13 +135,7 @@ impl Batch {
     ) -> Result<Collected, Error> {
         let Some(known) = self.find(death).cloned() else {
             // Of two equal deaths in one batch, the first makes the row.
-            let retried = death.failed_id.map(|id| id.to_string());
-            let fresh = key(death).and_then(|key| self.keys.get(&key).cloned());
-            if [retried, fresh]
-                .iter()
-                .flatten()
-                .any(|id| self.fresh.contains(id))
-            {
+            if self.is_fresh(death) {
                 return Ok(Collected::Duplicate);
             }
             self.begin(work, death, schedule);
@@ -183,11 +189,12 @@ impl Batch {
             .failed_id
             .filter(|id| !self.rows.contains_key(&id.to_string()));
         let id = id.unwrap_or(death.id).to_string();
-        let key = key(death);
+        // Another message that has this one's publish-id keeps the key.
+        let key = key(death).filter(|key| !self.keys.contains_key(key));
         if let Some(key) = &key {
             self.keys.insert(key.clone(), id.clone());
         }
-        self.fresh.insert(id.clone());
+        self.fresh.insert(id.clone(), self.new.len());
         let now = work.now;
         self.new.push(failed_message::ActiveModel {
             id: Set(id.clone()),
@@ -294,6 +301,14 @@ fn chunks<T>(rows: Vec<T>) -> impl Iterator<Item = Vec<T>> {
 fn key(death: &Death) -> Option<String> {
     let publish_id = death.publish_id.as_deref()?;
     Some(row::death_key(publish_id, &death.queue))
+}
+
+/// Whether the message of a row is the one that died. A consumer that copies headers into messages of its own copies the publish-id
+/// too: rather two rows of one message than none of another.
+fn is_of(death: &Death, message_id: Option<&str>, payload: &[u8]) -> bool {
+    let of_death = death.message.message_id.as_deref();
+    of_death.map(|id| row::short(id, 255)).as_deref() == message_id
+        && death.message.payload == payload
 }
 
 /// When a message that died is tried again.

@@ -7,10 +7,14 @@ use super::{
     Error, Filter, Store,
     entity::failed_message::{self, Column},
     index::along,
+    query::basic,
     row, transaction,
     work::CHUNK,
 };
 use crate::failure::{FailedMessage, Status};
+
+/// All but RETRYING.
+const DELETABLE: [Status; 3] = [Status::Pending, Status::Failed, Status::Resolved];
 
 impl Store {
     /// Marks one as done.
@@ -39,12 +43,17 @@ impl Store {
     /// Deletes some of those that a filter lets through, but for RETRYING ones; how many. 0: none is left.
     pub async fn delete_some(&self, filter: &Filter) -> Result<u64, Error> {
         transaction!(self, |work| {
-            let rows = along(failed_message::Entity::find(), filter.index(false))
-                .filter(filter.condition(work.backend()))
-                .filter(Column::Status.ne(row::text(Status::Retrying)))
-                .order_by_asc(Column::FailedAt)
-                .limit(u64::try_from(CHUNK).unwrap_or(u64::MAX));
-            let rows = work.locking(rows).all(&work.tx).await?;
+            let mut rows = Vec::new();
+            // One status after the other, each along its index: others may be a million.
+            for status in filter.statuses_of(&DELETABLE) {
+                let left = CHUNK - rows.len();
+                let of_status = along(basic(failed_message::Entity::find()), filter.index(true))
+                    .filter(filter.condition(work.backend()))
+                    .filter(Column::Status.eq(row::text(status)))
+                    .order_by_asc(Column::FailedAt)
+                    .limit(u64::try_from(left).unwrap_or(u64::MAX));
+                rows.extend(work.locking(of_status).all(&work.tx).await?);
+            }
             work.delete(&rows).await?;
             u64::try_from(rows.len()).unwrap_or(u64::MAX)
         })

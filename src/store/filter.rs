@@ -82,12 +82,20 @@ impl Filter {
             .add_option(self.failed_before.map(|at| Column::FailedAt.lt(moment(at))))
     }
 
+    /// Those of these statuses that it lets through.
+    pub(super) fn statuses_of(&self, of: &[Status]) -> impl Iterator<Item = Status> {
+        let all = self.statuses.is_empty();
+        let wanted = of.iter().copied();
+        wanted.filter(move |status| all || self.statuses.contains(status))
+    }
+
     /// The index of a list by time that has nothing else in it, or the least. `of_one_status`: the list is of one status alone.
     pub(super) fn index(&self, of_one_status: bool) -> Option<Index> {
         if self.message_id.is_some() {
             Some("idx_failed_messages_message_id")
         } else if self.operation_id.is_some() {
-            Some("idx_failed_messages_operation_id_status")
+            // None has its rows in the order of the list.
+            None
         } else if self.fingerprint.is_some() {
             Some("idx_failed_messages_fingerprint_failed_at_id")
         } else {

@@ -36,7 +36,7 @@ pub use self::{
     },
     operation::{Operation, OperationState, Step},
     query::{Change, Changes, Cursor, Group, Page, QueueCounts, Stats},
-    retry::{Claimed, Reaped, Sent},
+    retry::{Ack, Claimed, Reaped, Sent},
     schema::{SchemaStatus, clock, migrate, schema_status},
 };
 use self::{

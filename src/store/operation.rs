@@ -6,7 +6,8 @@ use std::time::Duration;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
-    ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Unchanged,
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr, EntityTrait, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, Unchanged,
     sea_query::{Expr, LockBehavior, LockType},
 };
 use uuid::Uuid;
@@ -19,6 +20,7 @@ use super::{
         retry_operation::{ActiveModel, Column, Entity, Model},
     },
     index::along,
+    query::basic,
     row, transaction,
     work::Work,
 };
@@ -107,10 +109,7 @@ impl Store {
             let mut filter = filter.clone();
             // What fails from now on is not meant; nor would it ever end.
             filter.failed_before = filter.failed_before.into_iter().chain([work.now]).min();
-            let matched = {
-                use sea_orm::PaginatorTrait;
-                retriable(&filter, work).count(&work.tx).await?
-            };
+            let matched = count_waiting(&filter, &work.tx, work.backend()).await?;
             let row = ActiveModel {
                 id: Set(id.to_string()),
                 filter: Set(rmp_serde::to_vec_named(&filter).unwrap_or_default()),
@@ -137,10 +136,8 @@ impl Store {
 
     /// How many rows a bulk retry would ask for.
     pub async fn count_retriable(&self, filter: &Filter) -> Result<u64, Error> {
-        transaction!(self, |work| {
-            use sea_orm::PaginatorTrait;
-            retriable(filter, work).count(&work.tx).await?
-        })
+        self.read(async |pools| Ok(count_waiting(filter, &pools.read, pools.backend).await?))
+            .await
     }
 
     /// A bulk retry as it stands.
@@ -178,7 +175,7 @@ impl Store {
                 .filter(due)
                 .order_by_asc(Column::CreatedAt)
                 .limit(1);
-            if work.backend() != sea_orm::DbBackend::Sqlite {
+            if work.backend() != DbBackend::Sqlite {
                 running = running.lock_with_behavior(LockType::Update, LockBehavior::SkipLocked);
             }
             match running.one(&work.tx).await? {
@@ -193,12 +190,20 @@ impl Store {
 }
 
 /// Rows that a bulk retry may ask for.
-fn retriable(filter: &Filter, work: &Work) -> sea_orm::Select<failed_message::Entity> {
-    let waiting = [Status::Pending, Status::Failed].map(row::text);
-    failed_message::Entity::find()
-        .filter(filter.condition(work.backend()))
-        .filter(failed_message::Column::Status.is_in(waiting))
-        .filter(failed_message::Column::Manual.eq(false))
+const WAITING: [Status; 2] = [Status::Pending, Status::Failed];
+
+/// How many there are.
+async fn count_waiting(
+    filter: &Filter,
+    db: &impl ConnectionTrait,
+    backend: DbBackend,
+) -> Result<u64, DbErr> {
+    use failed_message::Column;
+    let rows = failed_message::Entity::find()
+        .filter(filter.condition(backend))
+        .filter(Column::Status.is_in(WAITING.map(row::text)))
+        .filter(Column::Manual.eq(false));
+    rows.count(db).await
 }
 
 async fn step(work: &mut Work, operation: Model) -> Result<(), Error> {
@@ -211,22 +216,29 @@ async fn step(work: &mut Work, operation: Model) -> Result<(), Error> {
         id: operation.id.clone(),
         what: "filter",
     })?;
-    let mut rows = along(retriable(&filter, work), filter.index(false))
-        .order_by_asc(failed_message::Column::FailedAt)
-        .order_by_asc(failed_message::Column::Id)
-        .limit(u64::try_from(limit).unwrap_or_default());
-    if let (Some(at), Some(id)) = (operation.cursor_failed_at, &operation.cursor_id) {
+    let mut rows = Vec::new();
+    // One status after the other, each along its index: others may be a million.
+    for status in filter.statuses_of(&WAITING) {
         use failed_message::Column;
-        let later = Condition::any()
-            .add(Column::FailedAt.gt(at))
-            .add(Column::Id.gt(id.as_str()));
-        rows = rows.filter(Column::FailedAt.gte(at)).filter(later);
+        let mut of_status = along(basic(failed_message::Entity::find()), filter.index(true))
+            .filter(filter.condition(work.backend()))
+            .filter(Column::Status.eq(row::text(status)))
+            .filter(Column::Manual.eq(false))
+            .order_by_asc(Column::FailedAt)
+            .order_by_asc(Column::Id)
+            .limit(u64::try_from(limit).unwrap_or_default());
+        if let (Some(at), Some(id)) = (operation.cursor_failed_at, &operation.cursor_id) {
+            let later = Condition::any()
+                .add(Column::FailedAt.gt(at))
+                .add(Column::Id.gt(id.as_str()));
+            of_status = of_status.filter(Column::FailedAt.gte(at)).filter(later);
+        }
+        if limit > 0 {
+            rows.extend(work.locking(of_status).all(&work.tx).await?);
+        }
     }
-    let rows = if limit > 0 {
-        work.locking(rows).all(&work.tx).await?
-    } else {
-        Vec::new()
-    };
+    rows.sort_by(|one, other| (one.failed_at, &one.id).cmp(&(other.failed_at, &other.id)));
+    rows.truncate(usize::try_from(limit).unwrap_or_default());
     let ended = operation.succeeded + operation.failed_again + operation.skipped;
     if rows.is_empty() && ended >= operation.started {
         return end(work, operation.id, OperationState::Done, None).await;

@@ -354,7 +354,7 @@ fn is_full<T>(rows: &[T], limit: u64) -> bool {
 }
 
 /// Everything but payload and stack.
-fn basic(select: Select<failed_message::Entity>) -> Select<failed_message::Entity> {
+pub(super) fn basic(select: Select<failed_message::Entity>) -> Select<failed_message::Entity> {
     let left_out = [Column::Payload, Column::ErrorStack];
     let kept = Column::iter().filter(|column| !left_out.iter().any(|out| same(*out, *column)));
     select

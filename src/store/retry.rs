@@ -11,6 +11,7 @@ use super::{
     Error, Store,
     collect::micros,
     entity::{deletion, failed_message, group},
+    query::basic,
     row, transaction,
     work::Work,
 };
@@ -24,6 +25,17 @@ pub struct Claimed {
     pub message: FailedMessage,
 }
 
+/// A consumer is done with a retry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ack {
+    pub id: Uuid,
+    pub attempt: u32,
+    /// It dropped the message.
+    pub dropped: bool,
+    /// Where it got it.
+    pub queue: String,
+}
+
 /// What became of the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
@@ -33,6 +45,8 @@ pub enum Sent {
     NotSent { again_after: Option<Duration> },
     /// No queue takes it.
     Returned,
+    /// Nobody knows of an edited copy: the schedule is not to send the original besides it.
+    EditedInDoubt,
 }
 
 /// What [`Store::reap`] found.
@@ -88,6 +102,10 @@ impl Store {
                 match take(work, row, by, lease).await {
                     // Due by its columns and yet not to be retried: its state says why.
                     Err(Error::Conflict(_)) => {}
+                    // The others are not to wait for it.
+                    Err(damaged @ Error::Damaged { .. }) => {
+                        tracing::error!(error = %damaged, queue, "a failed message is never retried");
+                    }
                     taken => claimed.push(taken?),
                 }
             }
@@ -118,7 +136,7 @@ impl Store {
                     let again = again_after.map(|after| work.now + micros(after));
                     state.not_sent(token, again)
                 }
-                Sent::Returned => state.returned(token),
+                Sent::Returned | Sent::EditedInDoubt => state.set_aside(token),
             };
             if held {
                 work.save(&row, &state, |columns| {
@@ -157,33 +175,38 @@ impl Store {
         })
     }
 
-    /// Consumers acked these attempts of these rows; `true`: by dropping the message.
-    pub async fn acked(&self, acks: &[(Uuid, u32, bool)]) -> Result<(), Error> {
+    /// Consumers are done with these retries.
+    pub async fn acked(&self, acks: &[Ack]) -> Result<(), Error> {
         transaction!(self, |work| {
             // In the order of ids, so that two transactions wait for each other only one way.
-            let mut acks = acks.to_vec();
+            let mut acks: Vec<&Ack> = acks.iter().collect();
             acks.sort_unstable();
-            for (id, attempt, dropped) in acks {
-                let row = match work.row(id).await {
+            for ack in acks {
+                let row = match work.row(ack.id).await {
                     Err(Error::NotFound) => continue,
                     row => row?,
                 };
+                // A consumer that published it to another queue made another message of it.
+                if row.queue != row::storable(&ack.queue) {
+                    continue;
+                }
                 let mut state = row.state()?;
-                if !state.acked(attempt, work.now) {
+                if !state.acked(ack.attempt, work.now) {
                     continue;
                 }
                 work.save(&row, &state, |columns| {
-                    if dropped {
+                    if ack.dropped {
                         columns.comment = Set(Some("discarded by the consumer".to_owned()));
                     }
                 })
                 .await?;
-                let outcome = if dropped {
+                let outcome = if ack.dropped {
                     Outcome::Discarded
                 } else {
                     Outcome::Acked
                 };
-                work.attempt_ends(&row.id, attempt, outcome, None).await?;
+                work.attempt_ends(&row.id, ack.attempt, outcome, None)
+                    .await?;
             }
         })
     }
@@ -241,7 +264,7 @@ impl Store {
 }
 
 fn retrying() -> Select<failed_message::Entity> {
-    failed_message::Entity::find()
+    basic(failed_message::Entity::find())
         .filter(failed_message::Column::Status.eq(row::text(Status::Retrying)))
         .limit(REAP)
 }
@@ -254,6 +277,7 @@ async fn take(
     lease: Duration,
 ) -> Result<Claimed, Error> {
     let mut state = row.state()?;
+    let mut message = row.clone().read()?;
     let token = Uuid::new_v4();
     state.claim(by, token, work.now, work.now + micros(lease))?;
     // A person's own retry is none of the bulk retry that had the row before.
@@ -265,7 +289,6 @@ async fn take(
     })
     .await?;
     work.attempt_begins(&row.id, &state).await?;
-    let mut message = row.read()?;
     message.state = state;
     if of_its_own {
         message.operation_id = None;

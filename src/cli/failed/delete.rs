@@ -13,7 +13,8 @@ use crate::{
         print, print_json,
     },
     grpc::proto::{
-        DeleteFailedMessageRequest, DeleteFailedMessagesRequest, failed_message::Status,
+        DeleteFailedMessageRequest, DeleteFailedMessagesRequest, DeleteFailedMessagesResponse,
+        failed_message::Status,
     },
 };
 
@@ -110,18 +111,28 @@ async fn many(client: &mut Client, delete: &Delete) -> Result<(), Exit> {
     };
     let counted = client.delete_failed_messages(delete.gateway.ask(request.clone()));
     let counted = counted.await.map_err(|status| client::failed(&status))?;
-    let matched = counted.into_inner().matched;
+    let DeleteFailedMessagesResponse {
+        matched,
+        failed_before,
+        ..
+    } = counted.into_inner();
     if delete.dry_run {
         return match delete.output {
             Output::Json => print_json(json!({"matched": matched, "deleted": 0})),
             Output::Text => print(&format!("{matched} would be deleted\n")),
         };
     }
-    if matched > 0 {
-        let question = format!("Delete {matched} failed messages for good?");
-        delete.confirm.ask(&question)?;
+    if matched == 0 {
+        return match delete.output {
+            Output::Json => print_json(json!({"matched": 0, "deleted": 0})),
+            Output::Text => print("0 deleted\n"),
+        };
     }
+    let question = format!("Delete {matched} failed messages for good?");
+    delete.confirm.ask(&question)?;
     request.dry_run = false;
+    // Not what failed while the question stood.
+    request.filter.get_or_insert_default().failed_before = failed_before;
     // Without a deadline: it takes as long as there is to delete.
     let deleted = client.delete_failed_messages(Request::new(request)).await;
     let deleted = deleted.map_err(|status| {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     broker::{
@@ -16,6 +16,9 @@ use crate::{
     },
     store::Store,
 };
+
+/// How long a look waits for the database.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One look. What could not be seen is `None`.
 #[derive(Clone, Debug)]
@@ -51,7 +54,8 @@ impl Eyes {
         let (listed, status, failed) = tokio::join!(
             listing,
             self.broker.admin().status(),
-            self.failed.standing()
+            // A slow database is not to keep what the broker has to tell.
+            timeout(DATABASE_PATIENCE, self.failed.standing())
         );
         let (listed, listing) = listed.unzip();
         let partial = listed.as_ref().map(Answer::is_partial);
@@ -65,7 +69,7 @@ impl Eyes {
             // A cluster has at least one.
             nodes: Some(status.nodes).filter(|nodes| !nodes.is_empty()),
             database_up: self.store.is_up(),
-            failed: failed.ok(),
+            failed: failed.ok().and_then(Result::ok),
         }
     }
 }

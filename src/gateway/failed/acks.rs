@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     gateway::dead_letter,
     message::Message,
-    store::{Error, Store},
+    store::{Ack, Error, Store},
 };
 
 /// Acks that wait for the database.
@@ -18,23 +18,25 @@ const WAITING: usize = 10_000;
 const BATCH: usize = 100;
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// A retry that a consumer settled for good.
-type Ack = (Uuid, u32, bool);
-
 /// Takes acks of retries.
 #[derive(Clone)]
 pub struct Acks(mpsc::Sender<Ack>);
 
 impl Acks {
-    /// A consumer acked this message; `dropped`: by discarding it. Messages that are no retries are nothing to it.
-    pub fn note(&self, message: &Message, dropped: bool) {
+    /// A consumer of this queue acked this message; `dropped`: by discarding it. Messages that are no retries are nothing to it.
+    pub fn note(&self, queue: &str, message: &Message, dropped: bool) {
         let Some(id) = dead_letter::failed_id(message) else {
             return;
         };
         let Ok(id) = Uuid::parse_str(id) else {
             return;
         };
-        let ack = (id, dead_letter::attempt(message), dropped);
+        let ack = Ack {
+            id,
+            attempt: dead_letter::attempt(message),
+            dropped,
+            queue: queue.to_owned(),
+        };
         if self.0.try_send(ack).is_err() {
             tracing::warn!(%id, "too many acks of retries wait for the database; this one counts as assumed later");
         }

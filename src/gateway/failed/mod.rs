@@ -25,6 +25,7 @@ use super::{
 use crate::{
     broker::{Broker, Fate, Witness},
     failure::{Attempt, FailedMessage, Status, Time, schedule::Policy},
+    finish::finish,
     message::{Message, Value, header},
     metrics::Metrics,
     store::{self, Claimed, Filter, Group, Operation, QueueCounts, Sent, Stats, Store},
@@ -249,7 +250,7 @@ impl FailedMessages {
     /// Sends one back to its queue now; the row once the broker confirmed it. Goes on when the caller goes away.
     pub async fn retry(&self, id: Uuid) -> Result<FailedMessage, Error> {
         let service = self.clone();
-        finish(async move {
+        to_the_end(async move {
             let (claimed, at) = service.claim(id).await?;
             match service.sender.send(&claimed, at).await {
                 (Fate::Confirmed, row) => Ok(row?),
@@ -287,7 +288,7 @@ impl FailedMessages {
             .headers
             .insert(header::EDITED_ID.to_owned(), original);
         let service = self.clone();
-        finish(async move {
+        to_the_end(async move {
             let (claimed, at) = service.claim(id).await?;
             let row = &claimed.message;
             let publish = service.sender.publish_to(&row.queue, message, at);
@@ -312,6 +313,7 @@ impl FailedMessages {
                     });
                 }
                 Fate::Unroutable => Sent::Returned,
+                Fate::InDoubt(_) => Sent::EditedInDoubt,
                 _ => Sent::NotSent { again_after: None },
             };
             service.sender.write(id, token, sent).await?;
@@ -334,32 +336,40 @@ impl FailedMessages {
         Ok(self.store.delete(id).await?)
     }
 
-    /// How many a bulk delete would delete.
-    pub async fn count_deletable(&self, filter: &Filter) -> Result<u64, Error> {
-        let mut filter = filter.clone();
+    /// How many a bulk delete would delete: those that failed before the moment of the answer.
+    pub async fn count_deletable(&self, filter: &Filter) -> Result<(u64, Time), Error> {
+        let (mut filter, before) = self.until_now(filter).await?;
         if filter.statuses.is_empty() {
             filter.statuses = vec![Status::Pending, Status::Failed, Status::Resolved];
         }
         filter.statuses.retain(|status| *status != Status::Retrying);
         if filter.statuses.is_empty() {
-            return Ok(0);
+            return Ok((0, before));
         }
-        Ok(self.store.count(&filter).await?)
+        Ok((self.store.count(&filter).await?, before))
     }
 
-    /// Deletes what the filter lets through now, but for RETRYING ones; how many.
-    pub async fn delete_many(&self, filter: &Filter) -> Result<u64, Error> {
-        let mut filter = filter.clone();
-        // What fails meanwhile is not meant; nor would it ever end.
-        let now = self.store.now().await?;
-        filter.failed_before = filter.failed_before.into_iter().chain([now]).min();
+    /// Deletes what the filter lets through now, but for RETRYING ones: how many, of those that failed before which moment.
+    pub async fn delete_many(&self, filter: &Filter) -> Result<(u64, Time), Error> {
+        let (filter, before) = self.until_now(filter).await?;
         let mut deleted = 0;
         loop {
             match self.store.delete_some(&filter).await? {
-                0 => return Ok(deleted),
+                0 => return Ok((deleted, before)),
                 some => deleted += some,
             }
         }
+    }
+
+    /// The same, without what fails from now on: that is not meant; nor would it ever end.
+    async fn until_now(&self, filter: &Filter) -> Result<(Filter, Time), Error> {
+        let now = self.store.now().await?;
+        let before = filter.failed_before.map_or(now, |before| before.min(now));
+        let filter = Filter {
+            failed_before: Some(before),
+            ..filter.clone()
+        };
+        Ok((filter, before))
     }
 
     /// Kinds of failures, the one seen last first.
@@ -441,9 +451,10 @@ fn of_operation(error: store::Error) -> Error {
 }
 
 /// Carries something out even if the caller goes away.
-async fn finish<T: Send + 'static>(
+async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::spawn(work).await;
-    done.unwrap_or(Err(Error::Store(store::Error::Down)))
+    finish(work)
+        .await
+        .unwrap_or(Err(Error::Store(store::Error::Down)))
 }

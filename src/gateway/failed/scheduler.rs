@@ -76,14 +76,29 @@ impl Scheduler {
     /// The rounds are numbered, from 0.
     async fn round(&self, number: u64, stop: &CancellationToken) -> Result<(), Error> {
         let store = &self.sender.store;
-        while store.step_operation().await? == Step::Done {}
+        loop {
+            match store.step_operation().await {
+                Ok(Step::Done) => {}
+                Ok(Step::Nothing) => break,
+                Err(Error::Down) => return Err(Error::Down),
+                // The retries of others are not to wait for it.
+                Err(error) => {
+                    tracing::warn!(%error, "a bulk retry is held up");
+                    break;
+                }
+            }
+        }
         let pace = pace(&self.sender.policy, number);
         for queue in store.waiting_queues().await? {
             for (asked, limit) in [(true, ASKED), (false, pace)] {
                 if stop.is_cancelled() {
                     return Ok(());
                 }
-                self.claim(&queue, asked, limit).await?;
+                match self.claim(&queue, asked, limit).await {
+                    Ok(()) => {}
+                    Err(Error::Down) => return Err(Error::Down),
+                    Err(error) => tracing::warn!(queue, %error, "no retry of this queue is sent"),
+                }
             }
         }
         Ok(())

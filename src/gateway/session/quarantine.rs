@@ -172,9 +172,10 @@ impl Session {
         self.log_settled(tag, how, at);
         if matches!(how, Settled::Ack | Settled::Automatic | Settled::Discard)
             && let Some(delivery) = self.ledger.delivery(tag)
+            && let Some(queue) = self.plan.queues.get(delivery.queue)
         {
             let acks = &self.gateway.failed.acks;
-            acks.note(&delivery.message, how == Settled::Discard);
+            acks.note(queue, &delivery.message, how == Settled::Discard);
         }
         self.ledger.settle(tag, how);
         self.quarantine.relaxed = false;

@@ -215,21 +215,18 @@ impl FailedMessages for Service {
         let request = request.into_inner();
         let filter = read_filter(request.filter)?;
         check_all(&filter, request.all)?;
-        let (matched, deleted) = if request.dry_run {
-            (
-                self.failed()
-                    .count_deletable(&filter)
-                    .await
-                    .map_err(status)?,
-                0,
-            )
+        let failed = self.failed();
+        let (matched, deleted, before) = if request.dry_run {
+            let (matched, before) = failed.count_deletable(&filter).await.map_err(status)?;
+            (matched, 0, before)
         } else {
-            let deleted = self.failed().delete_many(&filter).await.map_err(status)?;
-            (deleted, deleted)
+            let (deleted, before) = failed.delete_many(&filter).await.map_err(status)?;
+            (deleted, deleted, before)
         };
         Ok(Response::new(DeleteFailedMessagesResponse {
             matched,
             deleted,
+            failed_before: Some(write_time(before)),
         }))
     }
 

@@ -27,6 +27,7 @@ on_each! {
     the_same_death_from_many_at_once_is_one_row
     each_queue_of_a_fan_out_has_a_row
     without_a_publish_id_each_death_is_a_row
+    other_messages_with_a_copied_publish_id_are_rows_of_their_own
     a_retry_that_dies_is_the_same_row_until_none_is_left
     a_retry_of_a_deleted_row_brings_it_back
     a_retry_that_died_in_another_queue_is_another_row
@@ -343,6 +344,31 @@ async fn without_a_publish_id_each_death_is_a_row(own: &Own) {
     let answer = store.collect(&[one, other.clone()], at_once).await;
     assert_eq!(answer.expect("collect"), [Collected::New, Collected::New]);
     assert_eq!(collect(&store, &death_again(&other)).await, Collected::New);
+    store.close().await;
+}
+
+/// A consumer that copies headers into messages of its own copies their publish-id.
+async fn other_messages_with_a_copied_publish_id_are_rows_of_their_own(own: &Own) {
+    let store = own.store().await;
+    let one = death("lines");
+    let other = |payload: &'static str| Death {
+        message: Message {
+            payload: payload.into(),
+            ..one.message.clone()
+        },
+        ..death_again(&one)
+    };
+    let batch = [one.clone(), other("line 2"), death_again(&one)];
+    let answer = store.collect(&batch, at_once).await.expect("collect");
+    assert_eq!(
+        answer,
+        [Collected::New, Collected::New, Collected::Duplicate]
+    );
+    assert_eq!(collect(&store, &other("line 3")).await, Collected::New);
+    assert_eq!(
+        collect(&store, &death_again(&one)).await,
+        Collected::Duplicate
+    );
     store.close().await;
 }
 

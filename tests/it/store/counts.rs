@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     database::{Own, on_each, on_servers},
-    deaths::{at_once, death, death_of, error},
+    deaths::{ack, at_once, death, death_of, error},
 };
 
 on_each! {
@@ -181,7 +181,7 @@ impl Walk {
 
     async fn ack(&mut self) -> Result<(), Error> {
         let acks: Vec<_> = (self.copies.iter())
-            .map(|copy| (copy.id, copy.state.attempt, false))
+            .map(|copy| ack(copy, copy.state.attempt))
             .collect();
         self.copies.clear();
         self.store.acked(&acks).await

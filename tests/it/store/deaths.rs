@@ -5,7 +5,7 @@ use std::time::Duration;
 use courtier::{
     failure::{Death, ErrorDetail, FailedMessage, Next, Reason, schedule::Schedule},
     message::Message,
-    store::{Claimed, Collected, Error, Store},
+    store::{Ack, Claimed, Collected, Error, Store},
 };
 use uuid::Uuid;
 
@@ -60,6 +60,16 @@ pub fn death_of(retried: &FailedMessage) -> Death {
         publish_id: retried.publish_id.clone(),
         message: retried.message.clone(),
         ..death(&retried.queue)
+    }
+}
+
+/// A consumer acks an attempt of a row.
+pub fn ack(row: &FailedMessage, attempt: u32) -> Ack {
+    Ack {
+        id: row.id,
+        attempt,
+        dropped: false,
+        queue: row.queue.clone(),
     }
 }
 

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use courtier::{
     failure::{Attempt, FailedMessage, Outcome, Reason, Resolution, Status},
-    store::{Error, Filter, Sent, Store},
+    store::{Ack, Error, Filter, Sent, Store},
 };
 use uuid::Uuid;
 
 use super::{
     database::{Own, on_each},
-    deaths::{LEASE, claim, claim_up_to, collect, collected, death, death_of, much_later},
+    deaths::{LEASE, ack, claim, claim_up_to, collect, collected, death, death_of, much_later},
 };
 use courtier::store::Collected;
 
@@ -24,6 +24,9 @@ on_each! {
     an_ack_after_the_quiet_period_says_how_it_ended
     an_ack_after_the_lease_lapsed_counts
     an_ack_of_an_earlier_attempt_counts_for_nothing
+    an_ack_in_another_queue_counts_for_nothing
+    a_persons_retry_that_was_not_sent_leaves_the_schedule_alone
+    an_edited_copy_in_doubt_keeps_the_original_from_the_schedule
     a_consumer_may_drop_a_retry
     a_retry_replaced_by_an_edited_one_is_done
     resolving_and_deleting_need_a_row_that_nobody_works_on
@@ -72,7 +75,7 @@ async fn a_retry_that_is_acked_resolves_its_row(own: &Own) {
     assert_eq!(sent.state.status, Status::Retrying);
     assert!(sent.state.lease.is_none());
     assert!(sent.state.assume_at.is_some());
-    store.acked(&[(dead.id, 2, false)]).await.expect("acked");
+    store.acked(&[ack(&dead, 2)]).await.expect("acked");
     let done = row(&store, dead.id).await;
     assert_eq!(done.state.status, Status::Resolved);
     assert_eq!(done.state.resolution, Some(Resolution::Acked));
@@ -224,7 +227,7 @@ async fn an_ack_after_the_quiet_period_says_how_it_ended(own: &Own) {
     let store = own.store().await;
     let sent = sent(&store, NOT_QUIET).await;
     assert_eq!(store.reap().await.expect("reap").assumed, 1);
-    store.acked(&[(sent.id, 2, false)]).await.expect("acked");
+    store.acked(&[ack(&sent, 2)]).await.expect("acked");
     let done = row(&store, sent.id).await;
     assert_eq!(done.state.resolution, Some(Resolution::Acked));
     assert_eq!(
@@ -241,7 +244,8 @@ async fn an_ack_after_the_lease_lapsed_counts(own: &Own) {
     assert_eq!(claimed.expect("claim").len(), 1);
     assert_eq!(store.reap().await.expect("reap").lapsed, 1);
     // Its copy had been sent.
-    store.acked(&[(id, 2, false)]).await.expect("acked");
+    let before = row(&store, id).await;
+    store.acked(&[ack(&before, 2)]).await.expect("acked");
     let done = row(&store, id).await;
     assert_eq!(done.state.resolution, Some(Resolution::Acked));
     assert_eq!(done.state.attempt, 2);
@@ -262,17 +266,70 @@ async fn an_ack_of_an_earlier_attempt_counts_for_nothing(own: &Own) {
     claim(&store, "work").await;
     let before = row(&store, sent.id).await;
     assert_eq!(before.state.attempt, 3);
-    let unknown = Uuid::now_v7();
-    let acks = [(sent.id, 2, false), (unknown, 2, false), (sent.id, 1, true)];
+    let unknown = Ack {
+        id: Uuid::now_v7(),
+        ..ack(&sent, 2)
+    };
+    let acks = [ack(&sent, 2), unknown, ack(&sent, 1)];
     store.acked(&acks).await.expect("acked");
     assert_eq!(row(&store, sent.id).await, before);
+    store.close().await;
+}
+
+/// A consumer copied the headers into a message of its own.
+async fn an_ack_in_another_queue_counts_for_nothing(own: &Own) {
+    let store = own.store().await;
+    let sent = sent(&store, QUIET).await;
+    let before = row(&store, sent.id).await;
+    let elsewhere = Ack {
+        queue: "invoices".to_owned(),
+        ..ack(&sent, 2)
+    };
+    store.acked(&[elsewhere]).await.expect("acked");
+    assert_eq!(row(&store, sent.id).await, before);
+    store.close().await;
+}
+
+async fn a_persons_retry_that_was_not_sent_leaves_the_schedule_alone(own: &Own) {
+    let store = own.store().await;
+    let waiting = death("work");
+    let deaths = std::slice::from_ref(&waiting);
+    store.collect(deaths, much_later).await.expect("collect");
+    let before = row(&store, waiting.id).await;
+    let claimed = store.claim_one(waiting.id, LEASE).await.expect("claim");
+    let soon = Sent::NotSent {
+        again_after: Some(Duration::from_secs(5)),
+    };
+    let back = store.sent(waiting.id, claimed.token, soon).await;
+    assert_eq!(
+        back.expect("back").state.next_retry_at,
+        before.state.next_retry_at
+    );
+    store.close().await;
+}
+
+async fn an_edited_copy_in_doubt_keeps_the_original_from_the_schedule(own: &Own) {
+    let store = own.store().await;
+    let waiting = collected(&store, "work").await;
+    let claimed = store.claim_one(waiting.id, LEASE).await.expect("claim");
+    let in_doubt = Sent::EditedInDoubt;
+    let back = store.sent(waiting.id, claimed.token, in_doubt).await;
+    let back = back.expect("back");
+    assert_eq!(back.state.status, Status::Failed);
+    assert_eq!(back.reason, waiting.reason);
+    let due = claim_up_to(&store, "work", 9).await.expect("claim");
+    assert!(due.is_empty());
     store.close().await;
 }
 
 async fn a_consumer_may_drop_a_retry(own: &Own) {
     let store = own.store().await;
     let sent = sent(&store, QUIET).await;
-    store.acked(&[(sent.id, 2, true)]).await.expect("acked");
+    let dropped = Ack {
+        dropped: true,
+        ..ack(&sent, 2)
+    };
+    store.acked(&[dropped]).await.expect("acked");
     let done = row(&store, sent.id).await;
     assert_eq!(done.state.resolution, Some(Resolution::Acked));
     assert_eq!(done.comment.as_deref(), Some("discarded by the consumer"));

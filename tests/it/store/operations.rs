@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     database::{Own, on_each, on_servers},
-    deaths::{LEASE, at_once, collect, collected, death, death_of},
+    deaths::{LEASE, ack, at_once, collect, collected, death, death_of},
 };
 use crate::harness::eventually;
 
@@ -111,7 +111,7 @@ async fn retry(store: &Store, dies: impl Fn(usize) -> bool) -> usize {
         if dies(n) {
             collect(store, &death_of(row)).await;
         } else {
-            let acks = [(row.id, row.state.attempt, false)];
+            let acks = [ack(row, row.state.attempt)];
             store.acked(&acks).await.expect("acked");
         }
     }
@@ -155,7 +155,7 @@ async fn it_asks_for_so_many_at_a_time_and_ends_when_all_have_ended(own: &Own) {
     assert_eq!(claimed.len(), 7);
     let last = claimed.pop().expect("one");
     for claimed in claimed {
-        let acks = [(claimed.message.id, 2, false)];
+        let acks = [ack(&claimed.message, 2)];
         store.acked(&acks).await.expect("acked");
     }
     eventually("a third step", || async {
@@ -165,7 +165,7 @@ async fn it_asks_for_so_many_at_a_time_and_ends_when_all_have_ended(own: &Own) {
     let now = state(&store, begun.id).await;
     assert_eq!(now.state, OperationState::Running);
     assert_eq!((now.succeeded, now.waiting()), (6, 1));
-    let acks = [(last.message.id, 2, false)];
+    let acks = [ack(&last.message, 2)];
     store.acked(&acks).await.expect("acked");
     let done = until_it_ends(&store, begun.id, |_| false).await;
     assert_eq!(done.state, OperationState::Done);
@@ -227,7 +227,7 @@ async fn it_stops_when_most_fail_again(own: &Own) {
     let reason = stopped.stop_reason.expect("a reason");
     assert_eq!(reason, "11 of 21 finished retries failed again");
     // Those under way still count.
-    let acks = [(claimed[1].message.id, 2, false)];
+    let acks = [ack(&claimed[1].message, 2)];
     store.acked(&acks).await.expect("acked");
     assert_eq!(state(&store, begun.id).await.succeeded, 11);
     store.close().await;
@@ -275,7 +275,7 @@ async fn what_a_person_retried_meanwhile_does_not_count(own: &Own) {
     // It is its own again, and does not count twice.
     let claimed = store.claim_one(id, LEASE).await.expect("claim");
     assert_eq!(claimed.message.operation_id, None);
-    let acks = [(id, claimed.message.state.attempt, false)];
+    let acks = [ack(&claimed.message, claimed.message.state.attempt)];
     store.acked(&acks).await.expect("acked");
     let now = state(&store, begun.id).await;
     assert_eq!((now.started, now.failed_again, now.succeeded), (1, 1, 0));

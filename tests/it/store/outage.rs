@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use courtier::{
     failure::Death,
-    store::{Error, Filter, Store},
+    store::{Ack, Error, Filter, Store},
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -54,13 +54,19 @@ async fn all_calls_are_answered(store: &Store) {
     let id = Uuid::now_v7();
     let (death, filter) = (death("work"), Filter::default());
     let deaths = std::slice::from_ref(&death);
+    let acks = [Ack {
+        id,
+        attempt: 2,
+        dropped: false,
+        queue: "work".to_owned(),
+    }];
     let answers = async {
         tokio::join!(
             async { store.now().await.map(|_| ()) },
             async { store.collect(deaths, at_once).await.map(|_| ()) },
             async { claim_up_to(store, "work", 9).await.map(|_| ()) },
             async { store.claim_one(id, LEASE).await.map(|_| ()) },
-            async { store.acked(&[(id, 2, false)]).await },
+            async { store.acked(&acks).await },
             async { store.failed_messages(&filter, None, 9).await.map(|_| ()) },
             async { store.reap().await.map(|_| ()) },
             async { store.step_operation().await.map(|_| ()) },
