@@ -8,7 +8,7 @@ use std::{
 use chrono::TimeDelta;
 use sea_orm::{
     ActiveValue::{NotSet, Set},
-    ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{CaseStatement, Expr, Func, OnConflict},
 };
 
@@ -36,6 +36,20 @@ const ROW_BYTES: usize = 4096;
 impl Store {
     /// Writes events down, all or none.
     pub async fn log(&self, events: &[Event]) -> Result<(), Error> {
+        let unsure = self.log_apart(events).await?;
+        if unsure.is_empty() {
+            return Ok(());
+        }
+        // Of an entry and an event that two replicas write at the same moment, neither transaction sees the other's. Each looks again
+        // when its own is committed; whichever does so last sees both.
+        transaction!(self, |work| {
+            let seen = seen(work, &unsure).await?;
+            update(work, standings(&[], seen)).await?;
+        })
+    }
+
+    /// Ids of messages of which others may have written at the same moment.
+    async fn log_apart(&self, events: &[Event]) -> Result<Vec<String>, Error> {
         transaction!(self, |work| {
             let mut entries = Entries::new(events);
             entries.known = known(work, &entries.published).await?;
@@ -51,9 +65,15 @@ impl Store {
                 })
                 .collect();
             insert_entries(work, rows).await?;
-            entries.known.extend(fresh);
+            entries.known.extend(fresh.iter().cloned());
             insert_events(work, events, &entries.known).await?;
-            update(work, standings).await?;
+            let mut unsure = update(work, standings).await?;
+            unsure.extend(fresh);
+            // SQLite has one writer.
+            if work.backend() == DbBackend::Sqlite {
+                unsure.clear();
+            }
+            unsure
         })
     }
 
@@ -284,8 +304,9 @@ async fn insert_events(
     Ok(())
 }
 
-/// Says in entries that exist where their messages stand now.
-async fn update(work: &Work, standings: HashMap<String, Standing>) -> Result<(), Error> {
+/// Says in entries that exist where their messages stand now. Ids among which some have no entry.
+async fn update(work: &Work, standings: HashMap<String, Standing>) -> Result<Vec<String>, Error> {
+    let mut missing = Vec::new();
     for milestone in [Milestone::Acked, Milestone::Mended, Milestone::Failed] {
         let of_it = standings.iter().filter(|(_, s)| s.milestone == milestone);
         let mut of_it: Vec<_> = of_it
@@ -294,10 +315,13 @@ async fn update(work: &Work, standings: HashMap<String, Standing>) -> Result<(),
         // As above, so that two transactions wait for each other only one way.
         of_it.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for some in by_count(of_it) {
-            update_some(work, milestone, &some).await?;
+            let updated = update_some(work, milestone, &some).await?;
+            if updated < some.len() as u64 {
+                missing.extend(some.into_iter().map(|(id, _)| id));
+            }
         }
     }
-    Ok(())
+    Ok(missing)
 }
 
 /// One of the times of a standing.
@@ -307,7 +331,7 @@ async fn update_some(
     work: &Work,
     milestone: Milestone,
     standings: &[(String, Standing)],
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     use message_log::{Column, Entity};
     let [published, delivered, failed] = [
         LogStatus::Published,
@@ -347,8 +371,7 @@ async fn update_some(
         let first = Func::coalesce([Expr::col(column), case.into()]);
         update = update.col_expr(column, first.into());
     }
-    update.exec(&work.tx).await?;
-    Ok(())
+    Ok(update.exec(&work.tx).await?.rows_affected)
 }
 
 /// Cuts rows into what goes into one statement each. The counts are powers of two: so there are few different statements, and

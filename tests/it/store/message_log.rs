@@ -35,6 +35,31 @@ mod replicas {
 
     on_servers! {
         the_same_messages_from_two_replicas_are_one_entry_each
+        an_ack_that_another_replica_writes_at_the_same_moment_counts
+    }
+
+    /// Published through one, acked through the other.
+    async fn an_ack_that_another_replica_writes_at_the_same_moment_counts(own: &Own) {
+        let (one, other) = (own.store().await, own.store().await);
+        for round in 0..30 {
+            let ids = (0..20).map(|n| format!("{round}-{n}"));
+            let lives: Vec<[Event; 2]> = ids.map(|id| whole(&id)).collect();
+            let publishes: Vec<Event> = lives.iter().map(|[publish, _]| publish.clone()).collect();
+            let acks: Vec<Event> = lives.iter().map(|[_, ack]| ack.clone()).collect();
+            let both = tokio::join!(one.log(&publishes), other.log(&acks));
+            both.0.expect("log");
+            both.1.expect("log");
+        }
+        let published = LogFilter {
+            status: Some(LogStatus::Published),
+            ..LogFilter::default()
+        };
+        assert_eq!(ids(&list(&one, &published, None, 1_000).await), [""; 0]);
+        let all = list(&one, &LogFilter::default(), None, 1_000).await;
+        assert_eq!(all.len(), 600);
+        assert!(all.iter().all(|entry| entry.delivered_at.is_some()));
+        one.close().await;
+        other.close().await;
     }
 
     async fn the_same_messages_from_two_replicas_are_one_entry_each(own: &Own) {
