@@ -106,21 +106,19 @@ impl Batch {
             .and_then(|id| self.rows.get(&id.to_string()));
         // A consumer that published it to another queue made another message of it.
         let retried = retried.filter(|row| row.queue == row::storable(&death.queue));
-        retried.or_else(|| {
-            let row = self.rows.get(self.keys.get(&key(death)?)?)?;
-            is_of(death, row.message_id.as_deref(), &row.payload).then_some(row)
-        })
+        let keyed = key(death).and_then(|key| self.rows.get(self.keys.get(&key)?));
+        let rows = [retried, keyed].into_iter().flatten();
+        let mut same = rows.filter(|row| is_of(death, row.message_id.as_deref(), &row.payload));
+        same.next()
     }
 
     /// Whether this transaction makes a row of this very death already.
     fn is_fresh(&self, death: &Death) -> bool {
         let retried = death.failed_id.map(|id| id.to_string());
-        if retried.is_some_and(|id| self.fresh.contains_key(&id)) {
-            return true;
-        }
-        let known = key(death).and_then(|key| self.keys.get(&key));
-        let row = known.and_then(|id| self.new.get(*self.fresh.get(id)?));
-        row.is_some_and(|row| {
+        let keyed = key(death).and_then(|key| self.keys.get(&key).cloned());
+        let ids = [retried, keyed].into_iter().flatten();
+        let mut rows = ids.filter_map(|id| self.new.get(*self.fresh.get(&id)?));
+        rows.any(|row| {
             let message_id = row.message_id.try_as_ref().and_then(Option::as_deref);
             let payload = row.payload.try_as_ref();
             is_of(death, message_id, payload.map_or(&[], Vec::as_slice))
@@ -185,10 +183,9 @@ impl Batch {
         let again = again(death, schedule, retries, work.now);
         let state = State::dead(death.attempt, schedule.max_retries, again);
         // The row that it names may have been deleted, or be of another queue.
-        let id = death
-            .failed_id
-            .filter(|id| !self.rows.contains_key(&id.to_string()));
-        let id = id.unwrap_or(death.id).to_string();
+        let id = death.failed_id.map(|id| id.to_string());
+        let id = id.filter(|id| !self.rows.contains_key(id) && !self.fresh.contains_key(id));
+        let id = id.unwrap_or_else(|| death.id.to_string());
         // Another message that has this one's publish-id keeps the key.
         let key = key(death).filter(|key| !self.keys.contains_key(key));
         if let Some(key) = &key {

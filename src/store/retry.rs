@@ -272,12 +272,15 @@ fn retrying() -> Select<failed_message::Entity> {
 /// Takes a row that is locked.
 async fn take(
     work: &mut Work,
-    row: failed_message::Model,
+    mut row: failed_message::Model,
     by: By,
     lease: Duration,
 ) -> Result<Claimed, Error> {
     let mut state = row.state()?;
+    // What cannot be read is not claimed.
+    let payload = std::mem::take(&mut row.payload);
     let mut message = row.clone().read()?;
+    message.message.payload = payload.into();
     let token = Uuid::new_v4();
     state.claim(by, token, work.now, work.now + micros(lease))?;
     // A person's own retry is none of the bulk retry that had the row before.

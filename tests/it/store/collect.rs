@@ -28,6 +28,7 @@ on_each! {
     each_queue_of_a_fan_out_has_a_row
     without_a_publish_id_each_death_is_a_row
     other_messages_with_a_copied_publish_id_are_rows_of_their_own
+    another_message_with_a_retrys_headers_is_a_row_of_its_own
     a_retry_that_dies_is_the_same_row_until_none_is_left
     a_retry_of_a_deleted_row_brings_it_back
     a_retry_that_died_in_another_queue_is_another_row
@@ -369,6 +370,27 @@ async fn other_messages_with_a_copied_publish_id_are_rows_of_their_own(own: &Own
         collect(&store, &death_again(&one)).await,
         Collected::Duplicate
     );
+    store.close().await;
+}
+
+/// A consumer copied a retry's headers into a message of its own, in the same queue.
+async fn another_message_with_a_retrys_headers_is_a_row_of_its_own(own: &Own) {
+    let store = own.store().await;
+    let first = collected(&store, "work").await;
+    let claimed = claim(&store, "work").await;
+    let before = store.failed_message(first.id).await.expect("the row");
+    let other = Death {
+        message: Message {
+            payload: "another".into(),
+            ..first.message.clone()
+        },
+        ..death_of(&claimed.message)
+    };
+    assert_eq!(collect(&store, &other).await, Collected::New);
+    let after = store.failed_message(first.id).await.expect("the row");
+    assert_eq!(after, before);
+    let row = store.failed_message(other.id).await.expect("the row");
+    assert_eq!(row.message.payload, other.message.payload);
     store.close().await;
 }
 
