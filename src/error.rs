@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::{
-    broker::{self, Fate, InDoubt, NotSent},
+    broker::{self, Fate, InDoubt, NotSent, Refusal},
     gateway::{
         failed, message_log,
         publish::Outcome,
@@ -174,6 +174,7 @@ impl Failure {
             .publish("REJECTED"),
             Outcome::Fate(Fate::NotSent(why)) => Self::not_sent(why).publish("NOT_SENT"),
             Outcome::Fate(Fate::InDoubt(why)) => Self::in_doubt(why).publish("IN_DOUBT"),
+            Outcome::Fate(Fate::Refused(why)) => Self::refused(why).publish("INVALID"),
             Outcome::Invalid(invalid) => Self::from(invalid).publish("INVALID"),
         })
     }
@@ -201,6 +202,26 @@ impl Failure {
                 "too much waits for the broker; the message was not sent",
             )
             .retry(SOON),
+        }
+    }
+
+    fn refused(why: Refusal) -> Self {
+        match why {
+            Refusal::NoExchange => Self::new(
+                Code::NotFound,
+                Reason::ExchangeNotFound,
+                "there is no such exchange; create it, or check its spelling",
+            ),
+            Refusal::Forbidden => Self::new(
+                Code::PermissionDenied,
+                Reason::Forbidden,
+                "the broker does not allow this gateway's user to publish to this exchange with this routing key",
+            ),
+            Refusal::TooLarge => Self::new(
+                Code::InvalidArgument,
+                Reason::PayloadTooLarge,
+                "the payload is larger than the broker takes (its max_message_size)",
+            ),
         }
     }
 
@@ -290,7 +311,7 @@ impl From<Invalid> for Failure {
                 failure.violation = Some((field.into_owned(), problem.into_owned()));
                 return failure;
             }
-            Invalid::PayloadTooLarge { .. } => (
+            Invalid::PayloadTooLarge { .. } | Invalid::TooLargeForBroker { .. } => (
                 InvalidArgument,
                 Reason::PayloadTooLarge,
                 Some("message.payload"),
@@ -447,6 +468,9 @@ impl From<broker::Error> for Failure {
             }
             Error::Forbidden { .. } => {
                 Self::new(Code::PermissionDenied, Reason::Forbidden, message)
+            }
+            Error::TooLarge { .. } => {
+                Self::new(Code::InvalidArgument, Reason::PayloadTooLarge, message)
             }
             Error::Locked { .. } => {
                 Self::new(Code::FailedPrecondition, Reason::QueueLocked, message)

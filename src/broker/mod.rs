@@ -26,10 +26,10 @@ use crate::message::Message;
 /// A message broker. Every method answers within its deadline, also when the broker is stopped, blocked or gone.
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
-    /// Whether `exchange` exists and may be published to: [`Error::NotFound`], [`Error::Forbidden`] when not.
-    /// Asked before [`publish`](Self::publish), because a publish to a missing exchange ends an AMQP channel and with it
+    /// Whether the broker takes such a message: [`Error::NotFound`], [`Error::Forbidden`], [`Error::TooLarge`] when not.
+    /// Asked before [`publish`](Self::publish), because a publish that is refused ends an AMQP channel and with it
     /// what its neighbours have in flight. The answer may be some seconds old.
-    async fn check_exchange(&self, exchange: &str, deadline: Instant) -> Result<(), Error>;
+    async fn check(&self, target: Target<'_>, deadline: Instant) -> Result<Checked, Error>;
 
     /// A lane for one stream or batch: what is published on one lane to one queue is stored in the order handed over.
     fn lane(&self) -> Lane;
@@ -55,11 +55,11 @@ pub trait Broker: Send + Sync + 'static {
 }
 
 impl dyn Broker {
-    /// Publishes, and waits for what becomes of it.
+    /// Publishes, and waits for what becomes of it. Checks it first, unless that was done.
     pub async fn publish_and_wait(
         &self,
         lane: Lane,
-        publish: Publish,
+        mut publish: Publish,
         witness: Option<Witness>,
     ) -> Fate {
         let (receipt, fate) = Receipt::single();
@@ -67,6 +67,16 @@ impl dyn Broker {
             Some(witness) => receipt.witnessed(witness),
             None => receipt,
         };
+        if publish.checked == Checked::default() {
+            match self.check(publish.target(), publish.deadline).await {
+                Ok(checked) => publish.checked = checked,
+                Err(error) => {
+                    let refused = Fate::from(error);
+                    receipt.answer(refused);
+                    return refused;
+                }
+            }
+        }
         self.publish(lane, publish, receipt);
         // A receipt answers even when it is dropped.
         fate.await.unwrap_or(Fate::InDoubt(InDoubt::ConfirmLost))
@@ -76,6 +86,19 @@ impl dyn Broker {
 /// Which lane a publish takes. See [`Broker::lane`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane(pub usize);
+
+/// What the broker looks at before it takes a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<'a> {
+    pub exchange: &'a str,
+    pub routing_key: &'a str,
+    /// Bytes of the payload.
+    pub size: usize,
+}
+
+/// Says that a [`Target`] was checked, and on what knowledge: only the broker that gave it can read it. The default is not checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked(pub(in crate::broker) u64);
 
 /// A message on its way to the broker.
 #[derive(Debug)]
@@ -91,6 +114,8 @@ pub struct Publish {
     pub deadline: Instant,
     /// Held until the message has left the gateway's memory.
     pub admission: Option<OwnedSemaphorePermit>,
+    /// The answer of [`Broker::check`].
+    pub checked: Checked,
 }
 
 impl Publish {
@@ -104,6 +129,15 @@ impl Publish {
             message,
             deadline,
             admission: None,
+            checked: Checked::default(),
+        }
+    }
+
+    pub fn target(&self) -> Target<'_> {
+        Target {
+            exchange: &self.exchange,
+            routing_key: &self.routing_key,
+            size: self.message.payload.len(),
         }
     }
 }
@@ -121,6 +155,44 @@ pub enum Fate {
     NotSent(NotSent),
     /// Handed over, never confirmed: it may be stored.
     InDoubt(InDoubt),
+    /// Refused by the broker for good, nothing was stored: the same again cannot help.
+    Refused(Refusal),
+}
+
+impl From<Error> for Fate {
+    /// Of a publish that a check did not let through.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound { .. } => Self::Refused(Refusal::NoExchange),
+            Error::Forbidden { .. } => Self::Refused(Refusal::Forbidden),
+            Error::TooLarge { .. } => Self::Refused(Refusal::TooLarge),
+            Error::Blocked => Self::NotSent(NotSent::BrokerBlocked),
+            _ => Self::NotSent(NotSent::BrokerDown),
+        }
+    }
+}
+
+/// Why the broker refuses a message for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such exchange.
+    NoExchange,
+    /// The gateway's user may not write to the exchange, or not with this routing key; or the exchange is internal.
+    Forbidden,
+    /// It is larger than the broker's `max_message_size`.
+    TooLarge,
+}
+
+impl Refusal {
+    /// The same as the answer to a check of `target`.
+    pub fn of(self, target: Target<'_>) -> Error {
+        let (what, name) = (Entity::Exchange, target.exchange.to_owned());
+        match self {
+            Self::NoExchange => Error::NotFound { what, name },
+            Self::Forbidden => Error::Forbidden { what, name },
+            Self::TooLarge => Error::TooLarge { size: target.size },
+        }
+    }
 }
 
 /// Why a message was not sent.
@@ -219,6 +291,15 @@ pub enum LinkState {
     Up,
     /// Up, and the broker takes no messages (memory or disk alarm).
     Blocked,
+    /// The connection stands, and what is asked on it fails all the same.
+    Failing,
+}
+
+impl LinkState {
+    /// Whether the link does its work, or would if the broker let it.
+    pub fn is_sound(self) -> bool {
+        matches!(self, Self::Up | Self::Blocked)
+    }
 }
 
 /// Why the broker did not do what it was asked.
@@ -239,6 +320,9 @@ pub enum Error {
     /// The broker's permissions, or its own rules, forbid it.
     #[error("not allowed on {what} {name:?}")]
     Forbidden { what: Entity, name: String },
+    /// The message is larger than the broker takes.
+    #[error("the broker takes no message of {size} bytes (its max_message_size)")]
+    TooLarge { size: usize },
     /// Another connection holds the queue exclusively.
     #[error("queue {name:?} is held exclusively by another connection")]
     Locked { name: String },

@@ -65,6 +65,11 @@ impl Receipt {
         self.handed_over = true;
     }
 
+    /// The broker certainly does not have the message, although it was handed over.
+    pub fn taken_back(&mut self) {
+        self.handed_over = false;
+    }
+
     /// Answers. Whoever waited may be gone; that is fine.
     pub fn answer(mut self, fate: Fate) {
         self.send(fate);

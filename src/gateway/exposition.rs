@@ -36,6 +36,7 @@ impl From<LinkState> for Link {
             LinkState::Up => Self::Up,
             LinkState::Blocked => Self::Blocked,
             LinkState::Down => Self::Down,
+            LinkState::Failing => Self::Failing,
         }
     }
 }

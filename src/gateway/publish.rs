@@ -11,7 +11,7 @@ use super::{
     validate::{self, Invalid},
 };
 use crate::{
-    broker::{Error, Fate, Lane, NotSent, Publish, Receipt, Witness},
+    broker::{Checked, Error, Fate, Lane, NotSent, Publish, Receipt, Target, Witness},
     message::Message,
     traces::Origin,
 };
@@ -103,10 +103,13 @@ impl Gateway {
             publish_id,
             named,
         };
-        if let Err(outcome) = self.exchange_takes(&outgoing.exchange, deadline).await {
-            self.note_refused(&outcome, since);
-            return Err(self.not_handed_over(ids, outcome));
-        }
+        let checked = match self.broker_takes(&outgoing, deadline).await {
+            Ok(checked) => checked,
+            Err(outcome) => {
+                self.note_refused(&outcome, since);
+                return Err(self.not_handed_over(ids, outcome));
+            }
+        };
         let size = u32::try_from(outgoing.message.payload.len()).unwrap_or(u32::MAX);
         let Ok(admission) = self.admission.clone().try_acquire_many_owned(size) else {
             self.note_overloaded(&outgoing.exchange, since);
@@ -122,6 +125,7 @@ impl Gateway {
             message: outgoing.message,
             deadline,
             admission: Some(admission),
+            checked,
         };
         let witness = self.witness(&publish, named, since, span);
         Ok((ids, publish, witness))
@@ -136,16 +140,25 @@ impl Gateway {
         ids.published(outcome)
     }
 
-    async fn exchange_takes(&self, exchange: &str, deadline: Instant) -> Result<(), Outcome> {
-        let checking = self.broker.check_exchange(exchange, deadline);
+    async fn broker_takes(
+        &self,
+        outgoing: &Outgoing,
+        deadline: Instant,
+    ) -> Result<Checked, Outcome> {
+        let target = Target {
+            exchange: &outgoing.exchange,
+            routing_key: &outgoing.routing_key,
+            size: outgoing.message.payload.len(),
+        };
+        let checking = self.broker.check(target, deadline);
         let checked = timeout_at(deadline, checking).await;
         checked
             .unwrap_or(Err(Error::TimedOut))
             .map_err(|error| match error {
                 Error::NotFound { name, .. } => Invalid::ExchangeNotFound(name).into(),
                 Error::Forbidden { what, name } => Invalid::Forbidden(what, name).into(),
-                Error::Blocked => Fate::NotSent(NotSent::BrokerBlocked).into(),
-                _ => Fate::NotSent(NotSent::BrokerDown).into(),
+                Error::TooLarge { size } => Invalid::TooLargeForBroker { size }.into(),
+                error => Fate::from(error).into(),
             })
     }
 

@@ -140,6 +140,7 @@ impl From<Fate> for metrics::Outcome {
             Fate::Rejected => Self::Rejected,
             Fate::NotSent(_) => Self::NotSent,
             Fate::InDoubt(_) => Self::InDoubt,
+            Fate::Refused(_) => Self::Invalid,
         }
     }
 }

@@ -28,6 +28,9 @@ pub enum Invalid {
     /// The payload is over the limit.
     #[error("payload of {size} bytes; at most {limit} are allowed")]
     PayloadTooLarge { size: usize, limit: usize },
+    /// The broker's own limit is lower than the gateway's.
+    #[error("payload of {size} bytes, which is more than the broker takes (its max_message_size)")]
+    TooLargeForBroker { size: usize },
     /// A header that the broker or the gateway would act on.
     #[error("header {0:?} is reserved: the broker or the gateway would act on it")]
     ReservedHeader(String),

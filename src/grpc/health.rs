@@ -52,8 +52,8 @@ impl Health {
     /// What the links allow. A blocked link publishes nothing, and the service as a whole still works.
     pub async fn report(&self, links: Links) {
         let publisher = links.publish == LinkState::Up;
-        let subscriber = links.consume != LinkState::Down;
-        let whole = links.publish != LinkState::Down && subscriber;
+        let subscriber = links.consume.is_sound();
+        let whole = links.publish.is_sound() && subscriber;
         self.set("", whole).await;
         self.set(publisher_server::SERVICE_NAME, publisher).await;
         self.set(subscriber_server::SERVICE_NAME, subscriber).await;

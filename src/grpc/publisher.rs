@@ -256,7 +256,7 @@ fn result(sequence: u64, published: Published) -> PublishResult {
         Outcome::Fate(Fate::Rejected) => ProtoOutcome::Rejected,
         Outcome::Fate(Fate::NotSent(_)) => ProtoOutcome::NotSent,
         Outcome::Fate(Fate::InDoubt(_)) => ProtoOutcome::InDoubt,
-        Outcome::Invalid(_) => ProtoOutcome::Invalid,
+        Outcome::Fate(Fate::Refused(_)) | Outcome::Invalid(_) => ProtoOutcome::Invalid,
     };
     PublishResult {
         sequence,

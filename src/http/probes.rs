@@ -72,7 +72,7 @@ struct Ready {
     database: &'static str,
 }
 
-/// Each is `up`, `blocked` or `down`.
+/// Each is `up`, `blocked`, `down`, or `failing`: the connection stands, but does not do its work.
 #[derive(Serialize, ToSchema)]
 struct BrokerLinks {
     publish: &'static str,
@@ -82,15 +82,16 @@ struct BrokerLinks {
 /// Whether calls can be served: the links to the broker stand.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = OK, body = Ready, description = "Calls are served."),
-    (status = SERVICE_UNAVAILABLE, body = Ready, description = "A link is down."),
+    (status = SERVICE_UNAVAILABLE, body = Ready, description = "A link is down or fails."),
 ))]
 async fn ready(State(probes): State<Probes>) -> Response {
     let links = *probes.links.borrow();
-    let ready = links.publish != LinkState::Down && links.consume != LinkState::Down;
+    let ready = links.publish.is_sound() && links.consume.is_sound();
     let state = |link| match link {
         LinkState::Up => "up",
         LinkState::Blocked => "blocked",
         LinkState::Down => "down",
+        LinkState::Failing => "failing",
     };
     let body = Ready {
         status: if ready { "ready" } else { "not ready" },

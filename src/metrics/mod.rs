@@ -62,6 +62,7 @@ pub enum Link {
     Up,
     Blocked,
     Down,
+    Failing,
 }
 
 /// What is known of a queue; what is not has no series.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use courtier::{
     broker::{
-        Broker, Fate, NotSent, Publish, Receipt, Subscribe, Subscription,
+        Broker, Checked, Fate, NotSent, Publish, Receipt, Subscribe, Subscription,
         topology::{Queue, QueueKind, Topology},
     },
     message::{Message, Table, Value, header},
@@ -102,6 +102,7 @@ async fn publish(broker: &dyn Broker, publish_id: Uuid, queue: &str, message: Me
         message,
         deadline: Instant::now() + PATIENCE,
         admission: None,
+        checked: Checked::default(),
     };
     broker.publish(broker.lane(), publish, receipt);
     fate.await.expect("answered")

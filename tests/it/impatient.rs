@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use courtier::broker::{Broker, Subscribe, rabbitmq::RabbitMq};
+use courtier::broker::{Broker, Subscribe, Target, rabbitmq::RabbitMq};
 use futures::{StreamExt, stream};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -78,7 +78,12 @@ async fn a_publisher_that_asks_for_a_missing_exchange() {
     let broker = far_away().await;
     let ask = async |number, deadline| {
         let exchange = format!("impatient-{number}");
-        let asked = broker.check_exchange(&exchange, deadline).await;
+        let target = Target {
+            exchange: &exchange,
+            routing_key: "any",
+            size: 1,
+        };
+        let asked = broker.check(target, deadline).await;
         assert!(asked.is_err(), "{exchange} is missing");
     };
     assert!(!breaks_a_link(&broker, ask).await);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use courtier::{
     broker::{
-        Publish, Receipt,
+        Checked, Publish, Receipt,
         topology::{Queue, QueueKind},
     },
     grpc::proto::{
@@ -67,6 +67,7 @@ impl Office {
             message,
             deadline: tokio::time::Instant::now() + Duration::from_secs(10),
             admission: None,
+            checked: Checked::default(),
         };
         self.broker.publish(self.broker.lane(), publish, receipt);
         let fate = timely(fate).await.expect("answered");

@@ -7,7 +7,8 @@ use std::sync::{
 
 use async_trait::async_trait;
 use courtier::broker::{
-    Broker, Error, Fate, InDoubt, Lane, Links, Publish, Receipt, Subscribe, Subscription,
+    Broker, Checked, Error, Fate, InDoubt, Lane, Links, Publish, Receipt, Subscribe, Subscription,
+    Target,
     admin::Admin,
     memory::MemoryBroker,
     topology::{Difference, Topology},
@@ -36,8 +37,8 @@ impl Scripted {
 
 #[async_trait]
 impl Broker for Scripted {
-    async fn check_exchange(&self, exchange: &str, deadline: Instant) -> Result<(), Error> {
-        self.memory.check_exchange(exchange, deadline).await
+    async fn check(&self, target: Target<'_>, deadline: Instant) -> Result<Checked, Error> {
+        self.memory.check(target, deadline).await
     }
 
     fn lane(&self) -> Lane {

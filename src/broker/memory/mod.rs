@@ -33,8 +33,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{queue::Envelope, state::State, subscription::MemorySubscription, timer::Alarm};
 use super::{
-    Broker, Entity, Error, Fate, Lane, LinkState, Links, NotSent, Publish, Receipt, Subscribe,
-    Subscription,
+    Broker, Checked, Entity, Error, Fate, Lane, LinkState, Links, NotSent, Publish, Receipt,
+    Subscribe, Subscription, Target,
     admin::Admin,
     topology::{Difference, Topology},
 };
@@ -86,18 +86,19 @@ impl MemoryBroker {
 
 #[async_trait]
 impl Broker for MemoryBroker {
-    async fn check_exchange(&self, exchange: &str, _deadline: Instant) -> Result<(), Error> {
+    async fn check(&self, target: Target<'_>, _deadline: Instant) -> Result<Checked, Error> {
         let state = self.shared.lock();
         if state.closed {
             return Err(Error::Down);
         }
+        let exchange = target.exchange;
         if !exchange.is_empty() && !state.exchanges.contains_key(exchange) {
             return Err(Error::NotFound {
                 what: Entity::Exchange,
                 name: exchange.to_owned(),
             });
         }
-        Ok(())
+        Ok(Checked(1))
     }
 
     /// Every publish is stored before the next one, so that one lane is as good as another.

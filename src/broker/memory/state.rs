@@ -53,7 +53,7 @@ impl State {
             return Fate::NotSent(NotSent::BrokerDown);
         }
         let Some(queues) = self.route(envelope) else {
-            // Whoever publishes asks `check_exchange` first. Here, to call it unroutable is all that is true: no queue
+            // Whoever publishes asks `check` first. Here, to call it unroutable is all that is true: no queue
             // takes it and nothing was stored, mandatory or not; the broker is not down, and to try again is no use.
             return Fate::Unroutable;
         };

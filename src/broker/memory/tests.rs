@@ -53,6 +53,7 @@ fn publish(broker: &MemoryBroker, exchange: &str, queue: &str, text: &str) -> Fa
         },
         deadline: Instant::now() + Duration::from_secs(1),
         admission: None,
+        checked: Checked::default(),
     };
     broker.publish(broker.lane(), publish, receipt);
     answer.try_recv().expect("answered within publish")

@@ -49,15 +49,15 @@ impl RabbitMq {
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
-        let (link, name) = (self.admin.clone(), name.to_owned());
+        let name = name.to_owned();
         let asking = channel::to_the_end(async move {
             let asking = async {
-                let channel = channel::open(&up.connection).await?;
+                let channel = channel::open(&up).await?;
                 let done = work(channel.clone(), name).await?;
                 let _ = channel.close(200, "done".into()).await;
                 Ok(done)
             };
-            link.while_up(&up, asking).await
+            up.while_up(asking).await
         });
         timeout(TIMEOUT, asking)
             .await
@@ -67,6 +67,18 @@ impl RabbitMq {
     /// What the management API tells of a queue, if it does.
     async fn told(&self, name: &str) -> Option<QueueInfo> {
         self.management().ok()?.queue(name).await.ok().flatten()
+    }
+
+    /// Looks whether all of these queues are there, in their order.
+    pub(super) async fn see_queues(&self, names: &[String]) -> Result<(), Error> {
+        let names = names.to_vec();
+        self.on_channel("", async move |channel, _| {
+            for name in &names {
+                channel::see_queue(&channel, name).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn counts(&self, name: &str) -> Result<Counts, Error> {
@@ -207,7 +219,7 @@ impl Admin for RabbitMq {
             deleted.map_err(|cause| error::classify(&cause, Entity::Exchange, &name))
         });
         let deleted = deleted.await;
-        self.exchanges.forget();
+        self.checks.forget(name).await;
         match deleted {
             Err(Error::Differs { what, name, .. }) => Err(Error::InUse { what, name }),
             deleted => deleted,

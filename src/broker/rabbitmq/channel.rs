@@ -5,26 +5,48 @@
 //! what may be refused is done [`to_the_end`], however soon whoever asked gives up.
 
 use lapin::{
-    Channel, Connection, ExchangeKind, Queue,
+    Channel, Connection, ErrorKind, ExchangeKind, Queue,
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 
-use super::error;
+use super::{error, link::Up};
 use crate::{
     broker::{Entity, Error},
     finish::finish,
 };
 
-/// Does it also when nobody waits for it any more. What needs a connection ends with it (`Link::while_up`).
+/// Does it also when nobody waits for it any more. What needs a connection ends with it ([`Up::while_up`]).
 pub(super) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     finish(work).await.unwrap_or(Err(Error::Down))
 }
 
-pub(super) async fn open(connection: &Connection) -> Result<Channel, Error> {
-    error::open(connection.create_channel().await)
+pub(super) async fn open(up: &Up) -> Result<Channel, Error> {
+    open_on(up.connection()).await
+}
+
+/// Opens a channel. A number whose last channel was ended by an error cannot be used again: the client library fails it at once,
+/// with the old error, and does not offer it a second time (see [`super::link`]). The next number is tried then.
+pub(super) async fn open_on(connection: &Connection) -> Result<Channel, Error> {
+    let mut tries = connection.configuration().channel_max();
+    loop {
+        let error = match connection.create_channel().await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => error,
+        };
+        // The broker itself refuses a channel only by ending the connection.
+        let spoilt = connection.status().connected()
+            && matches!(
+                error.kind(),
+                ErrorKind::ProtocolError(_) | ErrorKind::InvalidChannelState(..)
+            );
+        if !spoilt || tries == 0 {
+            return error::open(Err(error));
+        }
+        tries -= 1;
+    }
 }
 
 /// Looks at an exchange.

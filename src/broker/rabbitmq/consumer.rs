@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use futures::{
     future::{BoxFuture, Shared},
 };
 use lapin::{
-    Channel, Connection, Consumer,
+    Channel, Consumer,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     },
@@ -24,7 +23,7 @@ use lapin::{
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{channel, convert, error, pool::Place};
+use super::{channel, convert, error, link::Up, pool::Place};
 use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag};
 
 /// For steps that wait for the broker's answer once a subscription stands.
@@ -42,7 +41,7 @@ pub(super) struct Running {
 }
 
 pub(super) async fn subscribe(place: Place, subscribe: Subscribe) -> Result<Running, Error> {
-    let (channel, consumers) = place.while_up(open(place.connection(), &subscribe)).await?;
+    let (channel, consumers) = place.up.while_up(open(&place.up, &subscribe)).await?;
     Ok(Running {
         channel,
         consumers,
@@ -53,11 +52,8 @@ pub(super) async fn subscribe(place: Place, subscribe: Subscribe) -> Result<Runn
     })
 }
 
-async fn open(
-    connection: &Connection,
-    subscribe: &Subscribe,
-) -> Result<(Channel, Vec<Consumer>), Error> {
-    let channel = channel::open(connection).await?;
+async fn open(up: &Up, subscribe: &Subscribe) -> Result<(Channel, Vec<Consumer>), Error> {
+    let channel = channel::open(up).await?;
     // Per consumer, not per channel: quorum queues refuse a limit for the whole channel
     // (https://www.rabbitmq.com/docs/quorum-queues#global-qos).
     let each = BasicQosOptions::default();
@@ -108,7 +104,7 @@ impl Running {
                 }
                 None => {
                     let name = self.queues.get(queue).cloned().unwrap_or_default();
-                    let look = why_cancelled(self.place.connection().clone(), queue, name);
+                    let look = why_cancelled(self.place.up.clone(), queue, name);
                     self.cancelled = Some(look.boxed().shared());
                     None
                 }
@@ -206,9 +202,9 @@ impl Drop for Running {
 }
 
 /// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
-async fn why_cancelled(connection: Arc<Connection>, queue: usize, name: String) -> Ended {
+async fn why_cancelled(up: Up, queue: usize, name: String) -> Ended {
     let look = channel::to_the_end(async move {
-        let channel = channel::open(&connection).await?;
+        let channel = channel::open(&up).await?;
         channel::see_queue(&channel, &name).await?;
         let _ = channel.close(200, "seen".into()).await;
         Ok(())

@@ -1,31 +1,28 @@
 //! Declares a topology, each thing on a channel that may be lost: an error ends an AMQP channel.
 
 use lapin::{
-    Channel, Connection, ExchangeKind as AmqpExchangeKind,
+    Channel, ExchangeKind as AmqpExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 
-use super::{channel, convert, error};
+use super::{channel, convert, error, link::Up};
 use crate::broker::{
     Entity, Error,
     topology::{Binding, Difference, Exchange, ExchangeKind, Queue, Topology},
 };
 
 /// Declares what is missing, in an order in which each thing finds what it refers to.
-pub(super) async fn declare(
-    connection: &Connection,
-    topology: &Topology,
-) -> Result<Vec<Difference>, Error> {
-    let mut channel = channel::open(connection).await?;
+pub(super) async fn declare(up: &Up, topology: &Topology) -> Result<Vec<Difference>, Error> {
+    let mut channel = channel::open(up).await?;
     let mut differences = Vec::new();
     for exchange in &topology.exchanges {
         let declared = declare_exchange(&channel, exchange).await;
-        tolerate(connection, &mut channel, declared, &mut differences).await?;
+        tolerate(up, &mut channel, declared, &mut differences).await?;
     }
     for queue in &topology.queues {
         let declared = declare_queue(&channel, queue).await;
-        tolerate(connection, &mut channel, declared, &mut differences).await?;
+        tolerate(up, &mut channel, declared, &mut differences).await?;
     }
     for binding in &topology.bindings {
         bind(&channel, binding).await?;
@@ -36,7 +33,7 @@ pub(super) async fn declare(
 
 /// Notes a difference and goes on, on a fresh channel.
 async fn tolerate(
-    connection: &Connection,
+    up: &Up,
     channel: &mut Channel,
     declared: Result<(), Error>,
     differences: &mut Vec<Difference>,
@@ -44,7 +41,7 @@ async fn tolerate(
     match declared {
         Err(Error::Differs { what, name, detail }) => {
             differences.push(Difference { what, name, detail });
-            *channel = channel::open(connection).await?;
+            *channel = channel::open(up).await?;
             Ok(())
         }
         other => other,

@@ -5,7 +5,7 @@ use lapin::{
     protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
 };
 
-use crate::broker::{Entity, Error};
+use crate::broker::{Entity, Error, Refusal};
 
 /// The meaning of an error that came while `what` named `name` was asked for.
 pub(super) fn classify(error: &lapin::Error, what: Entity, name: &str) -> Error {
@@ -43,8 +43,15 @@ pub(super) fn open<T>(result: lapin::Result<T>) -> Result<T, Error> {
     result.map_err(|error| classify(&error, Entity::Queue, ""))
 }
 
-pub(super) fn is_precondition_failed(error: &lapin::Error) -> bool {
-    matches!(soft(error), Some(AMQPSoftError::PRECONDITIONFAILED))
+/// Why the broker refused a publish, where it did. It checks a publish's size, `expiration` and `user_id` with the same code
+/// (406); ours have no user id and an expiration that is a number.
+pub(super) fn refusal(error: &lapin::Error) -> Option<Refusal> {
+    match soft(error)? {
+        AMQPSoftError::NOTFOUND => Some(Refusal::NoExchange),
+        AMQPSoftError::ACCESSREFUSED => Some(Refusal::Forbidden),
+        AMQPSoftError::PRECONDITIONFAILED => Some(Refusal::TooLarge),
+        _ => None,
+    }
 }
 
 fn soft(error: &lapin::Error) -> Option<AMQPSoftError> {

@@ -44,7 +44,7 @@ impl Fetching {
                 tracing::debug!(cause, "no connection to fetch with");
                 Error::Down
             })?;
-            let channel = channel::open(&connection.connection).await?;
+            let channel = channel::open_on(&connection.connection).await?;
             Ok(Self {
                 queue: queue.to_owned(),
                 channel,

@@ -5,15 +5,21 @@
 //! - not handed to the client library: not sent, whatever happens; nothing is handed to it after its deadline;
 //! - the client library says that the frames were not wholly written: not sent;
 //! - written and resolved: what [`super::verdict`] says;
-//! - written, and the channel broke or the deadline came: in doubt.
+//! - written, and the channel broke or the deadline came: in doubt;
+//! - the broker ended the channel because it refuses a publish for good: what [`super::refused`] says.
+//!
+//! When the link's connection is renewed, the lane first lets what is in flight end on the old one, so that order is kept.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{FutureExt, future::BoxFuture};
-use lapin::{
-    Channel, Confirmation,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
-};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
@@ -23,15 +29,14 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::{
+    checks::Checks,
     convert,
-    exchanges::Exchanges,
-    inflight::InFlight,
+    flight::{Entry, Failed, OPEN_TIMEOUT, Open, Opening, Output},
     link::{Link, State, Up},
-    verdict::{Resolved, Verdicts},
+    refused::{self, Looking},
 };
 use crate::{
-    broker::{Fate, InDoubt, NotSent, Publish, Receipt},
-    message::header,
+    broker::{Checked, Error, Fate, InDoubt, NotSent, Publish, Receipt},
     metrics,
     timer::until,
 };
@@ -47,95 +52,94 @@ const WAITING_MAX: usize = 64;
 /// connection otherwise (<https://www.rabbitmq.com/docs/configure#config-items>, `frame_max`). Dead-letter copies of messages with
 /// large native headers may come here; clients' own are limited to far less.
 const HEADERS_MAX: usize = 120 * 1024;
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-const REOPEN_DELAY: Duration = Duration::from_millis(200);
 
 pub(super) type Job = (Publish, Receipt);
 
 /// Hands jobs to the lane's task.
-pub(super) struct Lane(mpsc::UnboundedSender<Job>);
+pub(super) struct Lane {
+    jobs: mpsc::UnboundedSender<Job>,
+    open: Arc<AtomicBool>,
+}
 
 impl Lane {
     /// The lane takes no more once `stop` is cancelled, and ends when every receipt is answered.
     pub(super) fn start(
         link: &Link,
-        exchanges: Arc<Exchanges>,
+        checks: Arc<Checks>,
         tasks: &TaskTracker,
         stop: CancellationToken,
         figures: metrics::Lane,
     ) -> Self {
         let (sender, jobs) = mpsc::unbounded_channel();
+        let is_open = Arc::<AtomicBool>::default();
         let worker = Worker {
             link: link.watch(),
-            exchanges,
+            checks,
             backlog: VecDeque::new(),
             unanswered: 0,
             next_deadline: None,
+            checking: None,
+            looking: None,
             figures,
         };
-        tasks.spawn(run(worker, jobs, stop));
-        Self(sender)
+        tasks.spawn(run(worker, jobs, stop, is_open.clone()));
+        Self {
+            jobs: sender,
+            open: is_open,
+        }
     }
 
     /// Queues a job. How many wait is bounded by the gateway's admission.
     pub(super) fn publish(&self, job: Job) {
         // A lane that is gone drops the job, and the receipt says that it was not sent.
-        let _ = self.0.send(job);
+        let _ = self.jobs.send(job);
     }
-}
 
-/// A publish in flight. Its caller may have had its answer already (the deadline came); the entry then only keeps count.
-struct Entry {
-    receipt: Option<Receipt>,
-    deadline: Instant,
-    publish_id: Uuid,
-}
-
-/// How the client library ended one publish.
-enum Output {
-    NotWritten(lapin::Error),
-    ConfirmLost(lapin::Error),
-    /// `None`: a return came attached that carries no publish-id, so it is not of this channel.
-    Resolved(Option<Resolved>),
-}
-
-/// The channel of the moment, and all that belongs to it.
-struct Open {
-    channel: Channel,
-    generation: u64,
-    /// Something happened that ends this channel's use.
-    broken: bool,
-    inflight: InFlight<Entry, Output>,
-    verdicts: Verdicts<Entry>,
+    /// Whether it has a channel.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
 }
 
 /// The lane's task.
 struct Worker {
     link: watch::Receiver<State>,
-    exchanges: Arc<Exchanges>,
+    checks: Arc<Checks>,
     backlog: VecDeque<Job>,
-    /// Entries in flight or waiting with a caller that waits.
+    /// Entries in flight, waiting or looked into, with a caller that waits.
     unanswered: usize,
     /// Not later than the earliest deadline of all unanswered jobs.
     next_deadline: Option<Instant>,
+    /// The job at the front of the backlog is checked again, since something was learnt after it was checked.
+    checking: Option<BoxFuture<'static, (Uuid, Result<Checked, Error>)>>,
+    /// What ended with a channel that the broker ended, while it is found out which of them it refused.
+    looking: Option<Looking>,
     figures: metrics::Lane,
 }
 
-async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: CancellationToken) {
+async fn run(
+    mut worker: Worker,
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    stop: CancellationToken,
+    is_open: Arc<AtomicBool>,
+) {
     let mut open: Option<Open> = None;
     let mut opening = Opening::default();
     let mut incoming = Vec::new();
     let mut ready = Vec::new();
     let mut accepting = true;
     while accepting || worker.unanswered > 0 || !worker.backlog.is_empty() {
-        let broken = open.as_ref().is_some_and(|open| !worker.serves(open));
-        if broken && let Some(open) = open.take() {
+        if open.as_ref().is_some_and(|open| worker.is_over(open))
+            && let Some(open) = open.take()
+        {
             worker.give_up(open);
         }
         if open.is_none() {
             opening.begin(&worker.link);
         }
+        is_open.store(open.is_some(), Ordering::Relaxed);
         let deadline = worker.next_deadline;
+        let ending = open.as_ref().and_then(Open::ending);
         tokio::select! {
             () = stop.cancelled(), if !jobs.is_closed() => jobs.close(),
             count = jobs.recv_many(&mut incoming, 256), if accepting => {
@@ -147,8 +151,11 @@ async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: C
                     worker.settle(open, &mut ready);
                 }
             }
-            opened = opening.opened() => open = opened.map(Open::new),
+            opened = opening.opened(), if open.is_none() => open = opened,
             () = until(deadline), if deadline.is_some() => worker.expire(open.as_mut()),
+            () = until(ending), if ending.is_some() => {}
+            checked = checked(&mut worker.checking) => worker.checked(checked),
+            found = refused::found(&mut worker.looking) => worker.found(&found),
             // A link whose supervisor is gone never changes again, and is down.
             changed = worker.link.changed(), if worker.link.has_changed().is_ok() => drop(changed),
         }
@@ -156,6 +163,7 @@ async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: C
         let (backlog, unconfirmed) = (worker.backlog.len(), worker.unanswered);
         worker.figures.set(backlog, unconfirmed);
     }
+    is_open.store(false, Ordering::Relaxed);
     if let Some(open) = open {
         let closing = open.channel.close(200, "bye".into());
         let _ = timeout(Duration::from_secs(1), closing).await;
@@ -165,6 +173,19 @@ async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: C
 async fn drain(open: &mut Option<Open>, ready: &mut Vec<(Entry, Output)>) {
     match open {
         Some(open) => open.inflight.drain(ready).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn checked(
+    checking: &mut Option<BoxFuture<'static, (Uuid, Result<Checked, Error>)>>,
+) -> (Uuid, Result<Checked, Error>) {
+    match checking {
+        Some(running) => {
+            let checked = running.await;
+            *checking = None;
+            checked
+        }
         None => std::future::pending().await,
     }
 }
@@ -184,13 +205,35 @@ impl Worker {
         );
     }
 
-    /// Whether the channel still stands on the link's connection.
+    /// Whether the channel takes publishes.
     fn serves(&self, open: &Open) -> bool {
-        let generation = self.link.borrow().up().map(|up| up.generation);
         !open.broken
             && open.channel.status().connected()
-            && generation == Some(open.generation)
+            && self.is_current(open)
             && open.inflight.len() < STUCK
+    }
+
+    /// Whether the channel stands on the link's connection of the moment.
+    fn is_current(&self, open: &Open) -> bool {
+        let generation = self.link.borrow().up().map(Up::generation);
+        generation == Some(open.up.generation())
+    }
+
+    /// Whether the channel is to be given up now.
+    fn is_over(&self, open: &Open) -> bool {
+        if self.serves(open) {
+            return false;
+        }
+        if !open.up.stands() || open.inflight.len() >= STUCK {
+            return true;
+        }
+        // The connection was renewed: what is in flight ends on the old one first.
+        let renewed = !open.broken && open.channel.status().connected();
+        if renewed {
+            return self.unanswered == 0;
+        }
+        // All that was in flight is needed to say what became of each.
+        open.ending().is_none_or(|ending| ending <= Instant::now())
     }
 
     /// Moves jobs from the backlog into flight, or answers them when the broker cannot take them.
@@ -209,8 +252,8 @@ impl Worker {
         let Some(open) = open.filter(|open| self.serves(open)) else {
             return;
         };
-        while self.unanswered < WINDOW && open.verdicts.waiting() < WAITING_MAX {
-            let Some((publish, mut receipt)) = self.backlog.pop_front() else {
+        while self.may_fly(open) {
+            let Some((publish, receipt)) = self.backlog.pop_front() else {
                 return;
             };
             // It may have come too late already, or have waited while this process was stopped.
@@ -222,42 +265,58 @@ impl Worker {
                 receipt.answer(Fate::NotSent(NotSent::HeadersTooLarge));
                 continue;
             }
-            receipt.handed_over();
-            let entry = Entry {
-                receipt: Some(receipt),
-                deadline: publish.deadline,
-                publish_id: publish.publish_id,
-            };
-            let flight = fly(open.channel.clone(), publish).boxed();
+            if !self.checks.holds(publish.checked) {
+                self.checking = Some(check(self.checks.clone(), &publish).boxed());
+                self.backlog.push_front((publish, receipt));
+                return;
+            }
             self.unanswered += 1;
-            open.inflight.push(entry, flight);
+            open.fly(publish, receipt);
         }
+    }
+
+    fn may_fly(&self, open: &Open) -> bool {
+        self.unanswered < WINDOW
+            && open.verdicts.waiting() < WAITING_MAX
+            && self.checking.is_none()
+            // What ended with the last channel goes first.
+            && self.looking.is_none()
+    }
+
+    /// The job at the front was checked again, unless it is gone meanwhile.
+    fn checked(&mut self, (publish_id, checked): (Uuid, Result<Checked, Error>)) {
+        let front = self.backlog.pop_front();
+        let Some((mut publish, receipt)) = front else {
+            return;
+        };
+        if publish.publish_id == publish_id {
+            match checked {
+                Ok(checked) => publish.checked = checked,
+                Err(error) => return receipt.answer(error.into()),
+            }
+        }
+        self.backlog.push_front((publish, receipt));
     }
 
     /// Answers what resolved.
     fn settle(&mut self, open: &mut Open, ready: &mut Vec<(Entry, Output)>) {
         let mut resolved = Vec::with_capacity(ready.len());
         for (entry, output) in ready.drain(..) {
-            let fate = match output {
+            match output {
                 Output::Resolved(Some(outcome)) => {
                     resolved.push((entry.publish_id, entry, outcome));
-                    continue;
                 }
                 Output::Resolved(None) => {
                     warn!("the broker returned a message that this channel never published");
-                    Fate::InDoubt(InDoubt::ConfirmLost)
+                    open.broken = true;
+                    self.answer(entry, Fate::InDoubt(InDoubt::ConfirmLost));
                 }
-                Output::NotWritten(error) => {
-                    debug!(%error, "publish not written");
-                    Fate::NotSent(NotSent::BrokerDown)
+                Output::Failed(failed) => {
+                    if let Some((entry, failed)) = open.fail(entry, *failed) {
+                        self.answer_failed(entry, &failed);
+                    }
                 }
-                Output::ConfirmLost(error) => {
-                    debug!(%error, "confirm lost");
-                    Fate::InDoubt(InDoubt::ConfirmLost)
-                }
-            };
-            open.broken = true;
-            self.answer(entry, fate);
+            }
         }
         // On a channel that broke, an empty flight proves nothing: confirms are missing.
         let idle = open.inflight.len() == 0 && !open.broken;
@@ -269,6 +328,17 @@ impl Worker {
 
     fn answer(&mut self, entry: Entry, fate: Fate) {
         answer(&mut self.unanswered, entry, fate);
+    }
+
+    /// Answers what ended with its channel.
+    fn answer_failed(&mut self, entry: Entry, failed: &Failed) {
+        debug!(error = %failed.cause, written = failed.written, "a publish ended with its channel");
+        let fate = if failed.written {
+            Fate::InDoubt(InDoubt::ConfirmLost)
+        } else {
+            Fate::NotSent(NotSent::BrokerDown)
+        };
+        self.answer(entry, fate);
     }
 
     /// Answers what is overdue. Entries in flight stay, to keep count, without a caller.
@@ -283,39 +353,47 @@ impl Worker {
                 self.backlog.push_back(job);
             }
         }
-        let Some(open) = open else { return };
         let late = Fate::InDoubt(InDoubt::ConfirmTimeout);
-        let expired: Vec<_> = open
-            .verdicts
-            .expire(|entry| entry.deadline <= now)
-            .collect();
-        for entry in expired {
-            self.answer(entry, late);
-        }
         let mut next = self.next_deadline;
-        let waiting = open.verdicts.entries().map(|entry| entry.deadline);
         let mut keep = |deadline: Instant| {
             next = Some(next.map_or(deadline, |next| next.min(deadline)));
         };
-        waiting.for_each(&mut keep);
-        for entry in open.inflight.entries_mut() {
+        let mut unanswered = self.unanswered;
+        let mut expire = |entry: &mut Entry| {
             if entry.receipt.is_none() {
-                continue;
+                return;
             }
             if entry.deadline > now {
                 keep(entry.deadline);
             } else if let Some(receipt) = entry.receipt.take() {
-                self.unanswered -= 1;
+                unanswered -= 1;
                 receipt.answer(late);
             }
+        };
+        if let Some(looking) = &mut self.looking {
+            looking.entries_mut().for_each(&mut expire);
         }
+        if let Some(open) = open {
+            let expired: Vec<_> = open
+                .verdicts
+                .expire(|entry| entry.deadline <= now)
+                .collect();
+            for mut entry in expired {
+                expire(&mut entry);
+            }
+            open.inflight.entries_mut().for_each(&mut expire);
+            let refused = open.refused.iter_mut();
+            let failed = refused.flat_map(|refused| &mut refused.failed);
+            failed.for_each(|(entry, _)| expire(entry));
+            let waiting = open.verdicts.entries().map(|entry| entry.deadline);
+            waiting.for_each(&mut keep);
+        }
+        self.unanswered = unanswered;
         self.next_deadline = next;
     }
 
     /// The channel is lost. What the client library can still tell is asked for once; the rest is in doubt.
     fn give_up(&mut self, mut open: Open) {
-        // Most likely an exchange that was deleted meanwhile; the next publish to it must not end the next channel too.
-        self.exchanges.forget();
         let mut ready = Vec::new();
         let _ = open.inflight.drain(&mut ready).now_or_never();
         self.settle(&mut open, &mut ready);
@@ -329,16 +407,47 @@ impl Worker {
                 receipt.answer(Fate::InDoubt(InDoubt::ConfirmLost));
             }
         }
-        self.close_later(&open.channel);
-    }
-
-    /// Nobody waits for the broker's answer to this close; it may never come.
-    fn close_later(&self, channel: &Channel) {
-        let channel = channel.clone();
+        if let Some(refused) = open.refused.take() {
+            if self.looking.is_none() {
+                self.looking = Some(Looking::begin(refused, self.checks.clone()));
+            } else {
+                for (entry, failed) in refused.failed {
+                    self.answer_failed(entry, &failed);
+                }
+            }
+        }
+        // Nobody waits for the broker's answer to this close; it may never come.
         tokio::spawn(async move {
-            let closing = channel.close(200, "given up".into());
+            let closing = open.channel.close(200, "given up".into());
             let _ = timeout(OPEN_TIMEOUT, closing).await;
         });
+    }
+
+    /// It is known which publishes the broker refuses, of those that ended with their channel.
+    fn found(&mut self, refuses: &[bool]) {
+        let Some(looking) = self.looking.take() else {
+            return;
+        };
+        let mut again = VecDeque::new();
+        for (entry, publish, fate) in looking.fates(refuses) {
+            match (fate, entry.receipt) {
+                (_, None) => {}
+                (Some(fate), Some(receipt)) => {
+                    self.unanswered -= 1;
+                    receipt.answer(fate);
+                }
+                (None, Some(mut receipt)) => {
+                    self.unanswered -= 1;
+                    receipt.taken_back();
+                    again.push_back((publish, receipt));
+                }
+            }
+        }
+        for (publish, _) in &again {
+            self.note_deadline(publish.deadline);
+        }
+        again.append(&mut self.backlog);
+        self.backlog = again;
     }
 }
 
@@ -349,110 +458,15 @@ fn answer(unanswered: &mut usize, mut entry: Entry, fate: Fate) {
     }
 }
 
-/// Publishes. The first poll queues the frames in the client library, so that the order of the pushes is the order on the wire.
-async fn fly(channel: Channel, publish: Publish) -> Output {
-    let id = publish.publish_id.hyphenated().to_string();
-    let properties = convert::properties(&publish.message, (header::PUBLISH_ID, id));
-    let options = BasicPublishOptions {
-        mandatory: publish.mandatory,
-        ..BasicPublishOptions::default()
-    };
-    let written = channel
-        .basic_publish(
-            publish.exchange.into(),
-            publish.routing_key.into(),
-            options,
-            &publish.message.payload,
-            properties,
-        )
-        .await;
-    // From here on only the confirm is awaited; the message itself need not stay in memory.
-    drop((publish.message, publish.admission));
-    match written {
-        Err(error) => Output::NotWritten(error),
-        Ok(confirm) => match confirm.await {
-            Ok(confirmation) => Output::Resolved(read(confirmation)),
-            Err(error) => Output::ConfirmLost(error),
-        },
+/// Checks a job again.
+fn check(
+    checks: Arc<Checks>,
+    publish: &Publish,
+) -> impl Future<Output = (Uuid, Result<Checked, Error>)> + Send + use<> {
+    let (id, deadline) = (publish.publish_id, publish.deadline);
+    let target = refused::OwnedTarget::of(publish);
+    async move {
+        let checked = checks.check(target.borrowed(), deadline).await;
+        (id, checked)
     }
-}
-
-fn read(confirmation: Confirmation) -> Option<Resolved> {
-    let positive = confirmation.is_ack();
-    let carried = match confirmation.take_message() {
-        None => None,
-        Some(returned) => Some(publish_id(&returned.properties)?),
-    };
-    Some(Resolved { positive, carried })
-}
-
-fn publish_id(properties: &lapin::BasicProperties) -> Option<Uuid> {
-    let headers = properties.headers().as_ref()?;
-    match headers.inner().get(header::PUBLISH_ID)? {
-        lapin::types::AMQPValue::LongString(text) => Uuid::try_parse_ascii(text.as_bytes()).ok(),
-        _ => None,
-    }
-}
-
-impl Open {
-    fn new((channel, generation): (Channel, u64)) -> Self {
-        Self {
-            channel,
-            generation,
-            broken: false,
-            inflight: InFlight::new(),
-            verdicts: Verdicts::new(),
-        }
-    }
-}
-
-/// At most one attempt to open a channel, kept while other things happen.
-#[derive(Default)]
-struct Opening(Option<Attempt>);
-
-struct Attempt {
-    generation: u64,
-    channel: BoxFuture<'static, Option<(Channel, u64)>>,
-}
-
-impl Opening {
-    /// Begins an attempt unless one is under way. One on a connection that is gone would only run into its timeout.
-    fn begin(&mut self, link: &watch::Receiver<State>) {
-        let up = link.borrow().up().cloned();
-        let generation = up.as_ref().map(|up| up.generation);
-        if self.0.as_ref().map(|attempt| attempt.generation) != generation {
-            self.0 = up.map(|up| Attempt {
-                generation: up.generation,
-                channel: open_channel(up).boxed(),
-            });
-        }
-    }
-
-    async fn opened(&mut self) -> Option<(Channel, u64)> {
-        match &mut self.0 {
-            None => std::future::pending().await,
-            Some(attempt) => {
-                let opened = (&mut attempt.channel).await;
-                self.0 = None;
-                opened
-            }
-        }
-    }
-}
-
-async fn open_channel(up: Up) -> Option<(Channel, u64)> {
-    let open = async {
-        let channel = up.connection.create_channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await?;
-        Ok::<_, lapin::Error>(channel)
-    };
-    match timeout(OPEN_TIMEOUT, open).await {
-        Ok(Ok(channel)) => return Some((channel, up.generation)),
-        Ok(Err(error)) => warn!(%error, "cannot open a publish lane"),
-        Err(_) => warn!("the broker does not open a publish lane"),
-    }
-    tokio::time::sleep(REOPEN_DELAY).await;
-    None
 }

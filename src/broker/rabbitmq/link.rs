@@ -2,6 +2,11 @@
 //!
 //! Users watch [`State`] and take what they need from the connection of the moment; nothing survives a generation.
 //! The client library's own recovery is left off: each user must know exactly which generation its work was on.
+//!
+//! A connection also wears out. lapin 4.12 keeps the error with which the broker ended a channel under that channel's number, and a
+//! later channel of the same number fails with it at once. Numbers are few (2,047) and come again, so that a connection on which
+//! questions keep being refused runs out of usable ones. It is therefore renewed in time: when half of its numbers are spoilt, a
+//! fresh connection takes its place, and the old one serves whoever still uses it until nobody does.
 
 use std::{
     net::{IpAddr, Ipv6Addr, Shutdown},
@@ -12,7 +17,7 @@ use std::{
 
 use async_compat::Compat;
 use async_rs::{Runtime, Tokio, TokioRuntime};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, Event,
     tcp::OwnedTLSConfig,
@@ -37,6 +42,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The broker and the client each close a connection that was silent for two of these
 /// (<https://www.rabbitmq.com/docs/heartbeats>).
 const HEARTBEAT_SECONDS: u16 = 10;
+
+/// How often a connection that was replaced is looked at: whether somebody uses it still.
+const UNUSED_LOOK: Duration = Duration::from_millis(500);
 
 const ADMIN_FRAME_BYTES: u32 = 8 * 1024;
 
@@ -113,6 +121,8 @@ fn is_local(uri: &AMQPUri) -> bool {
 #[strum(serialize_all = "lowercase")]
 pub(super) enum Role {
     Publish,
+    /// Asks what the broker takes, before it is published.
+    Check,
     Consume,
     Admin,
     Fetch,
@@ -127,11 +137,52 @@ pub(super) enum State {
 
 #[derive(Clone)]
 pub(super) struct Up {
-    pub(super) connection: Arc<Connection>,
-    /// Counts connections of this link, from 1.
-    pub(super) generation: u64,
+    line: Arc<Line>,
     /// The broker takes no messages from this connection (<https://www.rabbitmq.com/docs/connection-blocked>).
     pub(super) blocked: bool,
+}
+
+/// One connection, for as long as somebody uses it.
+struct Line {
+    connection: Connection,
+    /// Counts connections of this link, from 1.
+    generation: u64,
+    /// Cancelled when the connection is over.
+    ended: CancellationToken,
+    /// Cancelled when it is to be replaced although it stands.
+    worn: CancellationToken,
+}
+
+impl Up {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.line.connection
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.line.generation
+    }
+
+    /// Whether the connection stands; it may have been replaced all the same.
+    pub(super) fn stands(&self) -> bool {
+        !self.line.ended.is_cancelled() && self.line.connection.status().connected()
+    }
+
+    /// Does what needs this connection, as long as it lasts. On one that is about to end, the client library may wait for an answer
+    /// for ever.
+    pub(super) async fn while_up<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            done = work => done,
+            () = self.line.ended.cancelled() => Err(Error::Down),
+        }
+    }
+
+    /// Asks for a fresh connection in place of this one, which serves on until nobody uses it.
+    pub(super) fn renew(&self) {
+        self.line.worn.cancel();
+    }
 }
 
 impl State {
@@ -174,21 +225,6 @@ impl Link {
         self.state.borrow().up().cloned()
     }
 
-    /// Does what needs the connection of `up`, as long as it lasts. On one that is about to end, the client library may wait for
-    /// an answer for ever.
-    pub(super) async fn while_up<T>(
-        &self,
-        up: &Up,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        let mut state = self.watch();
-        let replaced = |state: &State| state.up().map(|now| now.generation) != Some(up.generation);
-        tokio::select! {
-            done = work => done,
-            _ = state.wait_for(replaced) => Err(Error::Down),
-        }
-    }
-
     /// Waits until the broker takes no messages from this link, maybe for ever.
     pub(super) async fn blocked(&self) {
         let mut state = self.watch();
@@ -207,46 +243,76 @@ impl Link {
 }
 
 async fn supervise(connector: Connector, role: Role, state: watch::Sender<State>) {
-    let Connector {
-        endpoint,
-        stop,
-        metrics,
-        ..
-    } = connector;
     let mut stood = false;
     let mut generation = 0;
     let mut failures = 0;
     loop {
         generation += 1;
         let outcome = tokio::select! {
-            () = stop.cancelled() => return,
-            outcome = connect(&endpoint, role, generation) => outcome,
+            () = connector.stop.cancelled() => return,
+            outcome = connect(&connector.endpoint, role, generation) => outcome,
         };
         match outcome {
-            Ok((connection, cord)) => {
+            Ok(connected) => {
                 failures = 0;
-                metrics.connected(role.into(), stood);
+                connector.metrics.connected(role.into(), stood);
                 stood = true;
                 info!(link = %role, generation, "connected to the broker");
-                let cause = live(connection, generation, &state, &stop).await;
+                let followed = follow(&connector, role, connected, &state).await;
                 state.send_replace(State::Down);
-                cord.cut();
-                match cause {
-                    Some(cause) => warn!(link = %role, generation, cause, "lost the broker"),
+                match followed {
+                    Some(lost) => {
+                        generation = lost.generation;
+                        let cause = lost.cause;
+                        warn!(link = %role, generation, cause, "lost the broker");
+                    }
                     None => return,
                 }
             }
             // Every failure matters at first; during a long outage one line in ten is enough.
             Err(cause) if failures % 10 == 0 => {
-                warn!(link = %role, failures, cause, "cannot reach the broker; trying on");
+                warn!(link = %role, failures, cause, "cannot reach the broker; retrying in the background");
             }
             Err(cause) => debug!(link = %role, failures, cause, "cannot reach the broker"),
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = connector.stop.cancelled() => return,
             () = sleep(backoff(failures)) => {}
         }
         failures += 1;
+    }
+}
+
+/// How a link's connection was lost.
+struct Lost {
+    generation: u64,
+    cause: String,
+}
+
+/// Follows a connection, and those that replace it while it stands, until one is lost. `None`: it was closed on request.
+async fn follow(
+    connector: &Connector,
+    role: Role,
+    first: Connected,
+    state: &watch::Sender<State>,
+) -> Option<Lost> {
+    let mut current = Followed::new(first);
+    loop {
+        current.publish(state);
+        match current.live(connector, role, state).await {
+            Over::Stopped => return None,
+            Over::Lost(cause) => {
+                let generation = current.line.generation;
+                return Some(Lost { generation, cause });
+            }
+            Over::Replaced(fresh) => {
+                let worn = std::mem::replace(&mut current, Followed::new(*fresh));
+                let generation = current.line.generation;
+                info!(link = %role, generation, spoilt = worn.spoilt, "renewed the connection to the broker");
+                let stop = connector.stop.clone();
+                connector.tasks.spawn(worn.serve_on(stop));
+            }
+        }
     }
 }
 
@@ -258,11 +324,14 @@ fn backoff(failures: u32) -> Duration {
     ceiling.mul_f64(fastrand::f64())
 }
 
-async fn connect(
-    endpoint: &Endpoint,
-    role: Role,
+/// A connection that was just made.
+struct Connected {
+    connection: Connection,
     generation: u64,
-) -> Result<(Connection, Cord), String> {
+    cord: Cord,
+}
+
+async fn connect(endpoint: &Endpoint, role: Role, generation: u64) -> Result<Connected, String> {
     let host = gethostname::gethostname();
     let name = format!("courtier/{role}/{}/{generation}", host.to_string_lossy());
     let properties = ConnectionProperties::default().with_connection_name(name.into());
@@ -283,8 +352,8 @@ async fn connect(
         }
     };
     let mut uri = endpoint.uri.clone();
-    if matches!(role, Role::Admin) {
-        // The client library's buffers are 64 frames large; nothing that is administered needs large ones.
+    if matches!(role, Role::Admin | Role::Check) {
+        // The client library's buffers are 64 frames large; nothing that is asked or administered needs large ones.
         uri.query.frame_max.get_or_insert(ADMIN_FRAME_BYTES);
     }
     let connecting =
@@ -292,7 +361,11 @@ async fn connect(
     match timeout(HANDSHAKE_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => {
             abandoned.not();
-            Ok((connection, cord))
+            Ok(Connected {
+                connection,
+                generation,
+                cord,
+            })
         }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}")),
@@ -308,7 +381,9 @@ pub(super) struct Once {
 impl Once {
     /// The error is for people.
     pub(super) async fn connect(endpoint: &Endpoint, role: Role) -> Result<Self, String> {
-        let (connection, cord) = connect(endpoint, role, 0).await?;
+        let Connected {
+            connection, cord, ..
+        } = connect(endpoint, role, 0).await?;
         Ok(Self { connection, cord })
     }
 
@@ -332,50 +407,171 @@ pub(super) async fn probe(endpoint: &Endpoint) -> Result<(), String> {
     Once::connect(endpoint, Role::Admin).await?.close().await
 }
 
-/// Follows one connection to its end. `None`: it was closed on request.
-async fn live(
-    connection: Connection,
-    generation: u64,
-    state: &watch::Sender<State>,
-    stop: &CancellationToken,
-) -> Option<String> {
-    let mut events = std::pin::pin!(connection.events_listener());
-    let connection = Arc::new(connection);
-    let publish = |blocked| {
-        state.send_replace(State::Up(Up {
-            connection: connection.clone(),
+/// Why a connection is not followed any more.
+enum Over {
+    Stopped,
+    Lost(String),
+    Replaced(Box<Connected>),
+}
+
+/// A connection and what its supervisor knows of it. Dropped, it is over.
+struct Followed {
+    line: Arc<Line>,
+    events: BoxStream<'static, Event>,
+    cord: Cord,
+    /// Channels that the broker ended by an error: their numbers cannot be used again.
+    spoilt: u32,
+}
+
+impl Followed {
+    fn new(connected: Connected) -> Self {
+        let Connected {
+            connection,
             generation,
-            blocked,
-        }));
-    };
-    publish(connection.status().blocked());
-    loop {
-        // The events tell at once; the look at the status makes sure that an end before the listener stood is seen.
-        let event = tokio::select! {
-            () = stop.cancelled() => {
-                let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await;
-                return None;
-            }
-            event = timeout(Duration::from_secs(1), events.next()) => event,
-        };
-        match event {
-            Ok(Some(Event::ConnectionBlocked(reason))) => {
-                warn!(reason, "the broker takes no messages");
-                publish(true);
-            }
-            Ok(Some(Event::ConnectionUnblocked)) => {
-                info!("the broker takes messages again");
-                publish(false);
-            }
-            // Errors of channels come here too; those are their users' business.
-            Ok(Some(Event::Error(error))) if !connection.status().connected() => {
-                return Some(error.to_string());
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => return Some("closed".into()),
-            Err(_) if connection.status().connected() => {}
-            Err(_) => return Some("no longer connected".into()),
+            cord,
+        } = connected;
+        Self {
+            events: connection.events_listener().boxed(),
+            line: Arc::new(Line {
+                connection,
+                generation,
+                ended: CancellationToken::new(),
+                worn: CancellationToken::new(),
+            }),
+            cord,
+            spoilt: 0,
         }
+    }
+
+    fn publish(&self, state: &watch::Sender<State>) {
+        self.tell(state, self.line.connection.status().blocked());
+    }
+
+    fn tell(&self, state: &watch::Sender<State>, blocked: bool) {
+        let line = self.line.clone();
+        state.send_replace(State::Up(Up { line, blocked }));
+    }
+
+    /// Serves until the connection is lost, or a fresh one stands in its place.
+    async fn live(
+        &mut self,
+        connector: &Connector,
+        role: Role,
+        state: &watch::Sender<State>,
+    ) -> Over {
+        let mut replacing: Option<BoxFuture<'_, Connected>> = None;
+        loop {
+            if replacing.is_none() && self.line.worn.is_cancelled() {
+                let from = self.line.generation;
+                replacing = Some(replacement(&connector.endpoint, role, from).boxed());
+            }
+            let worn = self.line.worn.clone();
+            let event = tokio::select! {
+                () = connector.stop.cancelled() => {
+                    self.close().await;
+                    return Over::Stopped;
+                }
+                fresh = async { replacing.as_mut()?.await.into() }, if replacing.is_some() => {
+                    match fresh {
+                        Some(fresh) => return Over::Replaced(Box::new(fresh)),
+                        None => continue,
+                    }
+                }
+                () = worn.cancelled(), if replacing.is_none() => continue,
+                event = self.event() => event,
+            };
+            match event {
+                Seen::Lost(cause) => return Over::Lost(cause),
+                Seen::Blocked(reason) => {
+                    warn!(reason, "the broker takes no messages");
+                    self.tell(state, true);
+                }
+                Seen::Unblocked => {
+                    info!("the broker takes messages again");
+                    self.tell(state, false);
+                }
+                Seen::Nothing => {}
+            }
+        }
+    }
+
+    /// Serves whoever still uses the connection, until nobody does.
+    async fn serve_on(mut self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                event = self.event() => {
+                    if matches!(event, Seen::Lost(_)) {
+                        return;
+                    }
+                }
+                () = sleep(UNUSED_LOOK) => {
+                    if Arc::strong_count(&self.line) == 1 {
+                        break;
+                    }
+                }
+            }
+        }
+        self.close().await;
+    }
+
+    /// What happens next. The events tell at once; the look at the status makes sure that an end before the listener stood is seen.
+    async fn event(&mut self) -> Seen {
+        let event = timeout(Duration::from_secs(1), self.events.next()).await;
+        let connected = self.line.connection.status().connected();
+        match event {
+            Ok(Some(Event::ConnectionBlocked(reason))) => Seen::Blocked(reason),
+            Ok(Some(Event::ConnectionUnblocked)) => Seen::Unblocked,
+            Ok(Some(Event::Error(error))) if !connected => Seen::Lost(error.to_string()),
+            // Of a channel, and its user's business; only that its number is spoilt matters here.
+            Ok(Some(Event::Error(_))) => {
+                self.spoilt += 1;
+                let numbers = u32::from(self.line.connection.configuration().channel_max());
+                if self.spoilt > numbers / 2 {
+                    self.line.worn.cancel();
+                }
+                Seen::Nothing
+            }
+            Ok(Some(_)) => Seen::Nothing,
+            Ok(None) => Seen::Lost("closed".into()),
+            Err(_) if connected => Seen::Nothing,
+            Err(_) => Seen::Lost("no longer connected".into()),
+        }
+    }
+
+    async fn close(&mut self) {
+        let closing = self.line.connection.close(200, "bye".into());
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.line.ended.cancel();
+        self.cord.cut();
+    }
+}
+
+/// What happened on a connection.
+enum Seen {
+    Lost(String),
+    Blocked(String),
+    Unblocked,
+    Nothing,
+}
+
+/// A connection to take the place of the one of generation `from`, however often it takes.
+async fn replacement(endpoint: &Endpoint, role: Role, from: u64) -> Connected {
+    let mut failures = 0;
+    loop {
+        match connect(endpoint, role, from + 1).await {
+            Ok(connected) => return connected,
+            Err(cause) => {
+                warn!(link = %role, cause, "cannot renew the connection to the broker; retrying")
+            }
+        }
+        sleep(backoff(failures)).await;
+        failures += 1;
     }
 }
 

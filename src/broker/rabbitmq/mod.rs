@@ -5,17 +5,20 @@
 
 mod admin;
 mod channel;
+mod checks;
 mod consumer;
 mod convert;
 mod declare;
 mod error;
-mod exchanges;
 mod fetch;
+mod flight;
 mod inflight;
 mod lane;
 mod link;
 mod management;
 mod pool;
+mod refused;
+mod selfcheck;
 mod verdict;
 
 use std::{
@@ -37,13 +40,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    exchanges::Exchanges,
-    link::{Connector, Endpoint, Link, Role, State},
+    checks::Checks,
+    link::{Connector, Endpoint, Link, Role},
     management::Management,
     pool::Pool,
+    selfcheck::{Failing, Watched},
 };
 use super::{
-    Broker, Error, Lane, LinkState, Links, Publish, Receipt, Subscribe, Subscription,
+    Broker, Checked, Error, Lane, LinkState, Links, Publish, Receipt, Subscribe, Subscription,
+    Target,
     admin::Admin,
     topology::{Difference, Topology},
 };
@@ -156,9 +161,9 @@ pub async fn probe(options: &Options) -> Result<Probe, BadUrl> {
 pub struct RabbitMq {
     publish: Link,
     admin: Link,
-    lanes: Vec<lane::Lane>,
+    lanes: Arc<[lane::Lane]>,
     next_lane: AtomicUsize,
-    exchanges: Arc<Exchanges>,
+    checks: Arc<Checks>,
     pool: Pool,
     /// `None`: it is switched off.
     management: Option<Management>,
@@ -191,18 +196,34 @@ impl RabbitMq {
             metrics: metrics.clone(),
         };
         let link = |role| Link::start(&connector, role);
-        let (publish, consume, admin) =
-            (link(Role::Publish), link(Role::Consume), link(Role::Admin));
-        let exchanges = Arc::new(Exchanges::new(publish.clone()));
+        let (publish, consume) = (link(Role::Publish), link(Role::Consume));
+        let (admin, check) = (link(Role::Admin), link(Role::Check));
+        let checks = Arc::new(Checks::new(check.clone(), publish.clone()));
         let lane = |index| {
             let stop = stop_lanes.clone();
             let figures = metrics.lane(index);
-            lane::Lane::start(&publish, exchanges.clone(), &lane_tasks, stop, figures)
+            lane::Lane::start(&publish, checks.clone(), &lane_tasks, stop, figures)
         };
-        let lanes = (0..LANES).map(lane).collect();
+        let lanes: Arc<[lane::Lane]> = (0..LANES).map(lane).collect();
+        let (failing, fails) = watch::channel(Failing::default());
+        let (links, following) = selfcheck::sum(&publish, &consume, fails);
+        link_tasks.spawn(following);
+        let watched = Watched::new;
+        link_tasks.spawn(selfcheck::run(
+            vec![
+                watched(Role::Publish, publish.clone(), Some(lanes.clone())),
+                watched(Role::Check, check, None),
+            ],
+            vec![
+                watched(Role::Consume, consume.clone(), None),
+                watched(Role::Admin, admin.clone(), None),
+            ],
+            failing,
+            stop_links.clone(),
+        ));
         Ok(Arc::new(Self {
-            links: follow(&publish, &consume, &link_tasks),
-            exchanges,
+            links,
+            checks,
             pool: Pool::new(consume, connector),
             publish,
             admin,
@@ -228,39 +249,10 @@ impl RabbitMq {
     }
 }
 
-/// Sums the links up.
-fn follow(publish: &Link, consume: &Link, tasks: &TaskTracker) -> watch::Receiver<Links> {
-    fn sum(publish: &watch::Receiver<State>, consume: &watch::Receiver<State>) -> Links {
-        let state = |link: &watch::Receiver<State>| match &*link.borrow() {
-            State::Down => LinkState::Down,
-            State::Up(up) if up.blocked => LinkState::Blocked,
-            State::Up(_) => LinkState::Up,
-        };
-        Links {
-            publish: state(publish),
-            consume: state(consume),
-        }
-    }
-    let (mut publish, mut consume) = (publish.watch(), consume.watch());
-    let (sender, receiver) = watch::channel(sum(&publish, &consume));
-    tasks.spawn(async move {
-        let (mut publish_open, mut consume_open) = (true, true);
-        while publish_open || consume_open {
-            tokio::select! {
-                changed = publish.changed(), if publish_open => publish_open = changed.is_ok(),
-                changed = consume.changed(), if consume_open => consume_open = changed.is_ok(),
-            }
-            let now = sum(&publish, &consume);
-            sender.send_if_modified(|links| std::mem::replace(links, now) != now);
-        }
-    });
-    receiver
-}
-
 #[async_trait]
 impl Broker for RabbitMq {
-    async fn check_exchange(&self, exchange: &str, deadline: Instant) -> Result<(), Error> {
-        self.exchanges.check(exchange, deadline).await
+    async fn check(&self, target: Target<'_>, deadline: Instant) -> Result<Checked, Error> {
+        self.checks.check(target, deadline).await
     }
 
     fn lane(&self) -> Lane {
@@ -275,6 +267,10 @@ impl Broker for RabbitMq {
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {
         let deadline = subscribe.deadline;
+        // Where the refusal of a missing queue costs no subscription its channel's number.
+        timeout_at(deadline, self.see_queues(&subscribe.queues))
+            .await
+            .map_err(|_| Error::TimedOut)??;
         let place = self.pool.place(deadline).await?;
         let running = channel::to_the_end(consumer::subscribe(place, subscribe));
         let running = timeout_at(deadline, running);
@@ -284,10 +280,10 @@ impl Broker for RabbitMq {
 
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
         let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
-        let (link, topology) = (self.admin.clone(), topology.clone());
+        let topology = topology.clone();
         let declaring = channel::to_the_end(async move {
-            let declaring = declare::declare(&up.connection, &topology);
-            link.while_up(&up, declaring).await
+            let declaring = declare::declare(&up, &topology);
+            up.while_up(declaring).await
         });
         timeout(DECLARE_TIMEOUT, declaring)
             .await

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use lapin::Connection;
 use tokio::time::Instant;
 
 use super::link::{Connector, Link, Role, Up};
@@ -35,8 +34,7 @@ struct Shared {
 
 /// A channel's place on a connection, given back on drop.
 pub(super) struct Place {
-    link: Link,
-    up: Up,
+    pub(super) up: Up,
     _seat: Seat,
 }
 
@@ -45,20 +43,6 @@ struct Seat(Arc<AtomicUsize>);
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Place {
-    pub(super) fn connection(&self) -> &Arc<Connection> {
-        &self.up.connection
-    }
-
-    /// See [`Link::while_up`].
-    pub(super) async fn while_up<T>(
-        &self,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        self.link.while_up(&self.up, work).await
     }
 }
 
@@ -78,11 +62,7 @@ impl Pool {
             .saturating_duration_since(Instant::now())
             .min(PATIENCE);
         let up = link.ready(patience).await.ok_or(Error::Down)?;
-        Ok(Place {
-            link,
-            up,
-            _seat: seat,
-        })
+        Ok(Place { up, _seat: seat })
     }
 
     fn seat(&self) -> Result<(Link, Seat), Error> {

@@ -94,8 +94,14 @@ fn links(seen: &Observation, found: &mut Vec<Finding>) {
         ("consume", seen.links.consume),
     ];
     for (name, state) in links {
-        let down = yes(state == LinkState::Down);
-        let summary = format!("the {name} link to the broker is down; it is tried on");
+        let down = yes(!state.is_sound());
+        let summary = if state == LinkState::Failing {
+            format!(
+                "the {name} link to the broker stands, but does not do its work; the log says what fails"
+            )
+        } else {
+            format!("the {name} link to the broker is down; the gateway keeps trying to connect")
+        };
         found.push(Finding::of(Kind::LinkDown, name, down, summary));
     }
     let blocked = seen.links.publish == LinkState::Blocked;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, Fate, NotSent, Publish, Witness},
+    broker::{Broker, Fate, NotSent, Publish, Refusal, Witness},
     failure::{FailedMessage, Time, schedule::Policy},
     gateway::{
         message_log::{self, MessageLog},
@@ -132,7 +132,7 @@ impl Sender {
             Fate::Confirmed => self.log.retried(row, at, by),
             Fate::InDoubt(_) => self.log.retried(row, at, &format!("{by}, not confirmed")),
             Fate::Unroutable => self.log.returned(row, at),
-            Fate::Rejected | Fate::NotSent(_) => {}
+            Fate::Rejected | Fate::NotSent(_) | Fate::Refused(_) => {}
         }
     }
 
@@ -200,6 +200,8 @@ fn retry_of(row: &FailedMessage) -> Message {
 fn is_hopeless(fate: Fate) -> bool {
     matches!(
         fate,
-        Fate::Unroutable | Fate::NotSent(NotSent::HeadersTooLarge)
+        Fate::Unroutable
+            | Fate::NotSent(NotSent::HeadersTooLarge)
+            | Fate::Refused(Refusal::TooLarge)
     )
 }

@@ -18,7 +18,7 @@ use super::{
     page::{self, BadToken, Listed},
 };
 use crate::{
-    broker::{Fate, InDoubt, NotSent, Publish},
+    broker::{Fate, InDoubt, NotSent, Publish, Refusal},
     failure::{Death, FailedMessage, Time},
     message::{Message, header},
     store::{self, Collected, Entry, Event, Happened, LogFilter, Logged, Settlement, Store, What},
@@ -343,6 +343,9 @@ fn outcome(fate: Fate) -> &'static str {
         Fate::NotSent(NotSent::HeadersTooLarge) => "NOT_SENT: PAYLOAD_TOO_LARGE",
         Fate::InDoubt(InDoubt::ConfirmLost) => "IN_DOUBT: CONFIRM_LOST",
         Fate::InDoubt(InDoubt::ConfirmTimeout) => "IN_DOUBT: CONFIRM_TIMEOUT",
+        Fate::Refused(Refusal::NoExchange) => "INVALID: EXCHANGE_NOT_FOUND",
+        Fate::Refused(Refusal::Forbidden) => "INVALID: FORBIDDEN",
+        Fate::Refused(Refusal::TooLarge) => "INVALID: PAYLOAD_TOO_LARGE",
     }
 }
 

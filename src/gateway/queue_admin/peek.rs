@@ -46,7 +46,7 @@ impl QueueAdmin {
         let publish = self.broker.links().borrow().publish;
         match publish {
             LinkState::Up => {}
-            LinkState::Down => return Err(broker::Error::Down.into()),
+            LinkState::Down | LinkState::Failing => return Err(broker::Error::Down.into()),
             LinkState::Blocked => return Err(broker::Error::Blocked.into()),
         }
         let mut fetch = admin.fetch(queue).await?;

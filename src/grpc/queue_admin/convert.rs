@@ -256,6 +256,7 @@ pub fn write_status(broker: BrokerStatus, links: Links) -> GetBrokerStatusRespon
             LinkState::Down => link::State::Down,
             LinkState::Up => link::State::Up,
             LinkState::Blocked => link::State::Blocked,
+            LinkState::Failing => link::State::Failing,
         }
         .into(),
     };

@@ -26,8 +26,8 @@ use std::{
 use bytes::Bytes;
 use courtier::{
     broker::{
-        Broker, Delivery, Ended, Entity, Error, Fate, Lane, LinkState, Links, NotSent, Publish,
-        Receipt, Subscribe, Subscription,
+        Broker, Checked, Delivery, Ended, Entity, Error, Fate, Lane, LinkState, Links, NotSent,
+        Publish, Receipt, Subscribe, Subscription, Target,
         topology::{
             Binding, DeadLetter, Difference, Exchange, ExchangeKind, Queue, QueueKind, Topology,
         },
@@ -207,6 +207,7 @@ impl Fixture {
             message,
             deadline: Instant::now() + PATIENCE,
             admission: None,
+            checked: Checked::default(),
         };
         self.broker.publish(lane, publish, receipt);
         publish_id

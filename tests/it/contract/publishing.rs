@@ -319,9 +319,14 @@ pub async fn a_missing_exchange_is_not_found(f: Fixture) {
         ..Topology::default()
     })
     .await;
-    let check = async |name: &str| {
+    let check = async |exchange: &str| {
         let deadline = Instant::now() + PATIENCE;
-        timely(f.broker.check_exchange(name, deadline)).await
+        let target = Target {
+            exchange,
+            routing_key: "any",
+            size: 1,
+        };
+        timely(f.broker.check(target, deadline)).await
     };
     check("").await.expect("the default exchange is there");
     check(&f.name("orders")).await.expect("it was declared");
@@ -404,6 +409,7 @@ pub async fn a_publish_that_is_late_already_is_not_sent(f: Fixture) {
             message: text(body),
             deadline,
             admission: None,
+            checked: Checked::default(),
         };
         f.broker.publish(lane, publish, receipt);
         answer
