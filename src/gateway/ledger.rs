@@ -122,6 +122,8 @@ impl Ledger {
     pub fn give(&mut self, delivery: Arc<Delivery>, deadline: Option<Instant>) -> String {
         let tag = delivery.tag;
         self.highest = self.highest.max(tag);
+        // A delivery of a stream comes again under its tag.
+        self.settled.remove(&tag);
         self.bytes += delivery.message.payload.len();
         self.alone = self.out.is_empty().then_some(tag);
         self.deadlines.extend(deadline.map(|at| (at, tag)));

@@ -64,7 +64,7 @@ figures! {
     /// Publishes of a lane that RabbitMQ has not confirmed yet
     lane_unconfirmed_messages: Family<LaneLabels, Gauge>,
 
-    /// 1 for the state that the link is in: up, blocked (the broker takes no messages) or down
+    /// 1 for the state that the link is in: up, blocked (the broker takes no messages), down, or failing (it stands and does not do its work)
     broker_link_state: Family<LinkLabels, Gauge>,
     /// Connections to the broker that were made anew after one was lost
     broker_reconnects: Family<RoleLabels, Counter>,
@@ -79,6 +79,9 @@ figures! {
     deliveries: Family<DeliveryLabels, Counter>,
     /// Deliveries that were settled: by the subscriber, by auto_ack, or because their deadline came (expired)
     settles: Family<SettleLabels, Counter>,
+
+    /// Messages from a queue whose properties or headers could not be read as they are: bytes that are no UTF-8, or tables nested too deep, were replaced
+    messages_repaired: Family<QueueLabels, Counter>,
 
     /// Dead letters that became failed messages, by the queue they died in
     dead_letters_collected: Family<DeathLabels, Counter>,

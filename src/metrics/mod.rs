@@ -202,6 +202,13 @@ impl Metrics {
             .inc();
     }
 
+    /// A message of this queue, which exists, had properties that could not be read as they are. How many did so far.
+    pub fn repaired(&self, queue: &str) -> u64 {
+        let queue = self.queue(queue).name.clone();
+        let counter = &self.figures().messages_repaired;
+        counter.get_or_create(&QueueLabels { queue }).inc() + 1
+    }
+
     /// A failed message was sent back to its queue.
     pub fn retried(&self, queue: &str, result: Outcome) {
         // Only these answers come from a queue.

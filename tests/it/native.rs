@@ -25,28 +25,37 @@ enum Native {
     Php,
 }
 
+fn python() -> String {
+    std::env::var("COURTIER_TEST_PYTHON").expect("set by make test")
+}
+
+/// Publishes messages, or declares a queue, as `tests/native/odd.py` says.
+pub async fn odd(verb: &str, queue: &str) {
+    run(python(), "odd.py", verb, queue).await;
+}
+
+/// Runs a program; the answer is what it prints.
+async fn run(program: String, script: &str, verb: &str, queue: &str) -> String {
+    let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
+    let script = format!("{}/tests/native/{script}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(program);
+    command.args([&script, verb, &url, queue]);
+    let output = tokio::task::spawn_blocking(move || command.output()).await;
+    let output = output.expect("it does not panic").expect("it is installed");
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{script} {verb}: {out}{err}");
+    out.into_owned()
+}
+
 impl Native {
-    /// Runs its program; the answer is what it prints.
     async fn run(self, verb: &str, queue: &str) -> String {
-        let (program, script) = match self {
-            Self::Python => (
-                std::env::var("COURTIER_TEST_PYTHON").expect("set by make test"),
-                "client.py",
-            ),
-            Self::Php => ("php".to_owned(), "client.php"),
-        };
-        let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
-        let script = format!("{}/tests/native/{script}", env!("CARGO_MANIFEST_DIR"));
-        let mut command = Command::new(program);
-        command.args([&script, verb, &url, queue]);
-        let output = tokio::task::spawn_blocking(move || command.output()).await;
-        let output = output.expect("it does not panic").expect("it is installed");
-        let (out, err) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        assert!(output.status.success(), "{script} {verb}: {out}{err}");
-        out.into_owned()
+        match self {
+            Self::Python => run(python(), "client.py", verb, queue).await,
+            Self::Php => run("php".to_owned(), "client.php", verb, queue).await,
+        }
     }
 }
 

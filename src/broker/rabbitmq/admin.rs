@@ -247,7 +247,13 @@ impl Admin for RabbitMq {
         self.admin.up().ok_or(Error::Down)?;
         let seat = self.fetches.clone().try_acquire_owned();
         let seat = seat.map_err(|_| Error::TooManySubscriptions)?;
-        let fetching = Fetching::begin(seat, &self.endpoint, queue, Instant::now() + TIMEOUT);
+        let fetching = Fetching::begin(
+            seat,
+            &self.endpoint,
+            &self.metrics,
+            queue,
+            Instant::now() + TIMEOUT,
+        );
         Ok(Box::new(fetching.await?))
     }
 }

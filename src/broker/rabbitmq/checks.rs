@@ -395,25 +395,21 @@ impl Default for Asker {
 impl Asker {
     async fn ask(&self, up: &Up, question: Question) -> Result<Verdict, Error> {
         let _one = self.at_a_time.acquire().await.map_err(|_| Error::Down)?;
-        for last in [false, false, true] {
-            let channel = self.channel(up).await?;
-            let cause = match put(&channel, &question).await {
-                Ok(()) => {
-                    self.lock().push((up.generation(), channel));
-                    return Ok(Ok(()));
-                }
-                Err(cause) => cause,
-            };
-            match error::refusal(&cause) {
-                Some(refusal) => return Ok(Err(refusal)),
-                None if last || !up.stands() => {
-                    return Err(error::classify(&cause, Entity::Exchange, ""));
-                }
-                // The refusal came before the client library could be asked for it, and is lost.
-                None => {}
+        let channel = self.channel(up).await?;
+        match put(&channel, &question).await {
+            Ok(()) => {
+                self.lock().push((up.generation(), channel));
+                Ok(Ok(()))
             }
+            Err(cause) => match up
+                .notes()
+                .closed_with(channel.id())
+                .and_then(error::refused)
+            {
+                Some(refusal) => Ok(Err(refusal)),
+                None => Err(error::classify(&cause, Entity::Exchange, "")),
+            },
         }
-        Err(Error::Down)
     }
 
     async fn channel(&self, up: &Up) -> Result<Channel, Error> {

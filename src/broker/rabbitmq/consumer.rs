@@ -23,7 +23,7 @@ use lapin::{
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{channel, convert, error, link::Up, pool::Place};
+use super::{channel, convert, error, link::Up, pool::Place, stream_queue::StreamQueue, wire};
 use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag};
 
 /// For steps that wait for the broker's answer once a subscription stands.
@@ -34,6 +34,7 @@ pub(super) struct Running {
     consumers: Vec<Consumer>,
     queues: Vec<String>,
     unsettled: Unsettled,
+    streams: StreamQueue,
     /// Why the broker cancelled a consumer, once it did. Shared, so that a `next` that is dropped loses no answer.
     cancelled: Option<Shared<BoxFuture<'static, Ended>>>,
     /// Gives the channel's place on its connection back.
@@ -47,6 +48,7 @@ pub(super) async fn subscribe(place: Place, subscribe: Subscribe) -> Result<Runn
         consumers,
         queues: subscribe.queues,
         unsettled: Unsettled::default(),
+        streams: StreamQueue::default(),
         cancelled: None,
         place,
     })
@@ -79,18 +81,21 @@ impl Running {
     fn take(&mut self, queue: usize, received: lapin::message::Delivery) -> Delivery {
         let tag = received.delivery_tag;
         self.unsettled.push(tag);
-        Delivery {
-            tag,
-            queue,
-            exchange: received.exchange.to_string(),
-            routing_key: received.routing_key.to_string(),
-            redelivered: received.redelivered,
-            message: convert::message(&received.properties, received.data),
+        let delivery = convert::delivery(queue, received);
+        if self.place.up.notes().take_repaired(self.channel.id(), tag)
+            && let Some(queue) = self.queues.get(queue)
+        {
+            wire::note_repaired(&self.place.metrics, queue, &delivery.message);
         }
+        self.streams.note(&delivery);
+        delivery
     }
 
     /// `Ready(None)`: the broker cancelled a consumer, as `cancelled` then says.
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Delivery, Ended>>> {
+        if let Some(again) = self.streams.next() {
+            return Poll::Ready(Some(Ok(again)));
+        }
         for queue in 0..self.consumers.len() {
             let received = match self.consumers[queue].poll_next_unpin(context) {
                 Poll::Pending => continue,
@@ -155,6 +160,7 @@ impl Subscription for Running {
     }
 
     async fn ack(&mut self, tags: &[Tag]) -> Result<(), Ended> {
+        self.streams.settled(tags);
         self.settle(tags, |channel, tag, multiple| async move {
             channel.basic_ack(tag, BasicAckOptions { multiple }).await
         })
@@ -162,7 +168,8 @@ impl Subscription for Running {
     }
 
     async fn requeue(&mut self, tags: &[Tag]) -> Result<(), Ended> {
-        self.settle(tags, |channel, tag, multiple| async move {
+        let tags = self.streams.keep(tags);
+        self.settle(&tags, |channel, tag, multiple| async move {
             let options = BasicNackOptions {
                 multiple,
                 requeue: true,

@@ -6,7 +6,7 @@ use lapin::{
 };
 
 use crate::{
-    broker::Error,
+    broker::{Delivery, Error},
     message::{Message, Table, Value},
 };
 
@@ -46,8 +46,20 @@ pub(super) fn properties(message: &Message, extra: (&str, String)) -> BasicPrope
     properties
 }
 
+/// What was delivered from the queue of this index.
+pub(super) fn delivery(queue: usize, received: lapin::message::Delivery) -> Delivery {
+    Delivery {
+        tag: received.delivery_tag,
+        queue,
+        exchange: received.exchange.to_string(),
+        routing_key: received.routing_key.to_string(),
+        redelivered: received.redelivered,
+        message: message(&received.properties, received.data),
+    }
+}
+
 /// The message that was delivered.
-pub(super) fn message(properties: &BasicProperties, payload: Vec<u8>) -> Message {
+fn message(properties: &BasicProperties, payload: Vec<u8>) -> Message {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.to_string());
     Message {
         message_id: text(properties.message_id()),

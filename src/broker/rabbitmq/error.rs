@@ -43,13 +43,21 @@ pub(super) fn open<T>(result: lapin::Result<T>) -> Result<T, Error> {
     result.map_err(|error| classify(&error, Entity::Queue, ""))
 }
 
-/// Why the broker refused a publish, where it did. It checks a publish's size, `expiration` and `user_id` with the same code
-/// (406); ours have no user id and an expiration that is a number.
+/// Why the broker refused a publish, where it did.
 pub(super) fn refusal(error: &lapin::Error) -> Option<Refusal> {
-    match soft(error)? {
-        AMQPSoftError::NOTFOUND => Some(Refusal::NoExchange),
-        AMQPSoftError::ACCESSREFUSED => Some(Refusal::Forbidden),
-        AMQPSoftError::PRECONDITIONFAILED => Some(Refusal::TooLarge),
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => refused(error.get_id()),
+        _ => None,
+    }
+}
+
+/// What the code means with which the broker ended a channel that was published on. It has one code (406) for the size, `expiration`
+/// and `user_id` of a publish; ours have no user id, and an expiration that is a number.
+pub(super) fn refused(code: u16) -> Option<Refusal> {
+    match code {
+        404 => Some(Refusal::NoExchange),
+        403 => Some(Refusal::Forbidden),
+        406 => Some(Refusal::TooLarge),
         _ => None,
     }
 }

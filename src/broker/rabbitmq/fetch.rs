@@ -18,13 +18,18 @@ use tokio::{
 use super::{
     channel, convert, error,
     link::{Endpoint, Once, Role},
+    wire,
 };
-use crate::broker::{Delivery, Entity, Error, Tag, admin::Fetch};
+use crate::{
+    broker::{Delivery, Entity, Error, Tag, admin::Fetch},
+    metrics::Metrics,
+};
 
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Fetching {
     queue: String,
+    metrics: Metrics,
     channel: Channel,
     connection: Once,
     /// One of those that there may be at a time.
@@ -35,6 +40,7 @@ impl Fetching {
     pub(super) async fn begin(
         seat: OwnedSemaphorePermit,
         endpoint: &Endpoint,
+        metrics: &Metrics,
         queue: &str,
         deadline: Instant,
     ) -> Result<Self, Error> {
@@ -47,6 +53,7 @@ impl Fetching {
             let channel = channel::open_on(&connection.connection).await?;
             Ok(Self {
                 queue: queue.to_owned(),
+                metrics: metrics.clone(),
                 channel,
                 connection,
                 _seat: seat,
@@ -71,17 +78,18 @@ impl Fetch for Fetching {
         let queue = self.queue.as_str().into();
         let getting = self.channel.basic_get(queue, BasicGetOptions::default());
         let got = self.step(getting).await?;
-        Ok(got.map(|got| {
-            let got = got.delivery;
-            Delivery {
-                tag: got.delivery_tag,
-                queue: 0,
-                exchange: got.exchange.to_string(),
-                routing_key: got.routing_key.to_string(),
-                redelivered: got.redelivered,
-                message: convert::message(&got.properties, got.data),
-            }
-        }))
+        let Some(got) = got else {
+            return Ok(None);
+        };
+        let delivery = convert::delivery(0, got.delivery);
+        if self
+            .connection
+            .notes
+            .take_repaired(self.channel.id(), delivery.tag)
+        {
+            wire::note_repaired(&self.metrics, &self.queue, &delivery.message);
+        }
+        Ok(Some(delivery))
     }
 
     async fn ack(&mut self, tags: &[Tag]) -> Result<(), Error> {

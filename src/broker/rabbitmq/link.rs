@@ -16,7 +16,7 @@ use std::{
 };
 
 use async_compat::Compat;
-use async_rs::{Runtime, Tokio, TokioRuntime};
+use async_rs::Runtime;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, Event,
@@ -33,6 +33,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
+use super::wire::{self, Kit, Notes, Wire};
 use crate::{broker::Error, metrics::Metrics};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -147,6 +148,7 @@ struct Line {
     connection: Connection,
     /// Counts connections of this link, from 1.
     generation: u64,
+    notes: Arc<Notes>,
     /// Cancelled when the connection is over.
     ended: CancellationToken,
     /// Cancelled when it is to be replaced although it stands.
@@ -160,6 +162,10 @@ impl Up {
 
     pub(super) fn generation(&self) -> u64 {
         self.line.generation
+    }
+
+    pub(super) fn notes(&self) -> &Notes {
+        &self.line.notes
     }
 
     /// Whether the connection stands; it may have been replaced all the same.
@@ -329,6 +335,7 @@ struct Connected {
     connection: Connection,
     generation: u64,
     cord: Cord,
+    notes: Arc<Notes>,
 }
 
 async fn connect(endpoint: &Endpoint, role: Role, generation: u64) -> Result<Connected, String> {
@@ -340,24 +347,27 @@ async fn connect(endpoint: &Endpoint, role: Role, generation: u64) -> Result<Con
     // Also when whoever waits gives up.
     let abandoned = Abandoned(Some(cord.clone()));
     let (tls, kept) = (endpoint.tls.clone(), cord.clone());
-    let connector = async move |uri: AMQPUri, _: Runtime<Tokio>| {
+    let notes = Arc::<Notes>::default();
+    let marks = notes.clone();
+    let connector = async move |uri: AMQPUri, _: Runtime<Kit>| {
         let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
         kept.tie(&stream)?;
         let stream = AsyncTcpStream::Plain(Compat::new(stream));
-        match uri.scheme {
-            AMQPScheme::AMQP => Ok(stream),
-            AMQPScheme::AMQPS => Ok(stream.into_tls(host, tls.as_ref()).await?),
-        }
+        let stream = match uri.scheme {
+            AMQPScheme::AMQP => stream,
+            AMQPScheme::AMQPS => stream.into_tls(host, tls.as_ref()).await?,
+        };
+        // Plain to the client library: what it reads is decrypted already.
+        Ok(AsyncTcpStream::Plain(Wire::new(stream, marks.clone())))
     };
     let mut uri = endpoint.uri.clone();
     if matches!(role, Role::Admin | Role::Check) {
         // The client library's buffers are 64 frames large; nothing that is asked or administered needs large ones.
         uri.query.frame_max.get_or_insert(ADMIN_FRAME_BYTES);
     }
-    let connecting =
-        Connection::connector(uri, TokioRuntime::tokio_current(), connector, properties);
+    let connecting = Connection::connector(uri, wire::runtime(), connector, properties);
     match timeout(HANDSHAKE_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => {
             abandoned.not();
@@ -365,6 +375,7 @@ async fn connect(endpoint: &Endpoint, role: Role, generation: u64) -> Result<Con
                 connection,
                 generation,
                 cord,
+                notes,
             })
         }
         Ok(Err(error)) => Err(error.to_string()),
@@ -375,6 +386,7 @@ async fn connect(endpoint: &Endpoint, role: Role, generation: u64) -> Result<Con
 /// A connection for one purpose, that nothing else depends on. Nobody builds it anew; it ends when it is dropped.
 pub(super) struct Once {
     pub(super) connection: Connection,
+    pub(super) notes: Arc<Notes>,
     cord: Cord,
 }
 
@@ -382,9 +394,16 @@ impl Once {
     /// The error is for people.
     pub(super) async fn connect(endpoint: &Endpoint, role: Role) -> Result<Self, String> {
         let Connected {
-            connection, cord, ..
+            connection,
+            cord,
+            notes,
+            ..
         } = connect(endpoint, role, 0).await?;
-        Ok(Self { connection, cord })
+        Ok(Self {
+            connection,
+            notes,
+            cord,
+        })
     }
 
     /// Ends it in order. The error is for people.
@@ -429,12 +448,14 @@ impl Followed {
             connection,
             generation,
             cord,
+            notes,
         } = connected;
         Self {
             events: connection.events_listener().boxed(),
             line: Arc::new(Line {
                 connection,
                 generation,
+                notes,
                 ended: CancellationToken::new(),
                 worn: CancellationToken::new(),
             }),

@@ -19,7 +19,9 @@ mod management;
 mod pool;
 mod refused;
 mod selfcheck;
+mod stream_queue;
 mod verdict;
+mod wire;
 
 use std::{
     sync::{
@@ -168,6 +170,7 @@ pub struct RabbitMq {
     /// `None`: it is switched off.
     management: Option<Management>,
     endpoint: Endpoint,
+    metrics: Metrics,
     /// Each is a connection.
     fetches: Arc<Semaphore>,
     links: watch::Receiver<Links>,
@@ -229,6 +232,7 @@ impl RabbitMq {
             admin,
             management,
             endpoint,
+            metrics: metrics.clone(),
             fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
             lanes,
             next_lane: AtomicUsize::new(0),

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::link::{Connector, Link, Role, Up};
-use crate::broker::Error;
+use crate::{broker::Error, metrics::Metrics};
 
 /// RabbitMQ allows 2,047 channels a connection by default (<https://www.rabbitmq.com/docs/channels#channel-max>);
 /// far fewer share one socket fairly.
@@ -35,6 +35,7 @@ struct Shared {
 /// A channel's place on a connection, given back on drop.
 pub(super) struct Place {
     pub(super) up: Up,
+    pub(super) metrics: Metrics,
     _seat: Seat,
 }
 
@@ -62,7 +63,11 @@ impl Pool {
             .saturating_duration_since(Instant::now())
             .min(PATIENCE);
         let up = link.ready(patience).await.ok_or(Error::Down)?;
-        Ok(Place { up, _seat: seat })
+        Ok(Place {
+            up,
+            metrics: self.connector.metrics.clone(),
+            _seat: seat,
+        })
     }
 
     fn seat(&self) -> Result<(Link, Seat), Error> {
