@@ -80,32 +80,44 @@ pub(super) struct Checks {
 
 struct Freshness;
 
-impl Expiry<String, Known> for Freshness {
-    fn expire_after_create(
-        &self,
-        _: &String,
-        known: &Known,
-        _: std::time::Instant,
-    ) -> Option<Duration> {
-        Some(match known {
-            Known::Open => ALLOWED_FOR,
-            Known::ByKey => BY_KEY_FOR,
-            Known::Refused(_) => REFUSED_FOR,
-        })
+/// How long an answer is believed.
+trait Answer {
+    fn holds_for(&self) -> Duration;
+}
+
+impl Answer for Known {
+    fn holds_for(&self) -> Duration {
+        match self {
+            Self::Open => ALLOWED_FOR,
+            Self::ByKey => BY_KEY_FOR,
+            Self::Refused(_) => REFUSED_FOR,
+        }
     }
 }
 
-impl Expiry<(String, String), Verdict> for Freshness {
-    fn expire_after_create(
-        &self,
-        _: &(String, String),
-        verdict: &Verdict,
-        _: std::time::Instant,
-    ) -> Option<Duration> {
-        Some(match verdict {
+impl Answer for Verdict {
+    fn holds_for(&self) -> Duration {
+        match self {
             Ok(()) => ALLOWED_FOR,
             Err(_) => REFUSED_FOR,
-        })
+        }
+    }
+}
+
+impl<K, A: Answer> Expiry<K, A> for Freshness {
+    fn expire_after_create(&self, _: &K, answer: &A, _: std::time::Instant) -> Option<Duration> {
+        Some(answer.holds_for())
+    }
+
+    /// What is learnt in the place of something else holds as long as if it were new; by itself the cache would go on counting.
+    fn expire_after_update(
+        &self,
+        _: &K,
+        answer: &A,
+        _: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(answer.holds_for())
     }
 }
 
