@@ -1,11 +1,17 @@
 //! Nothing wears the gateway out: after more questions that the broker refuses than a connection has channel numbers (2,047), every
 //! neighbour is served as before. The long form is `make endurance`.
 
-use courtier::grpc::proto::{GetQueueRequest, queue_admin_client::QueueAdminClient};
+use courtier::grpc::proto::{
+    GetQueueRequest, ListAlertsRequest, queue_admin_client::QueueAdminClient,
+};
 use futures::{StreamExt, stream};
 use tonic::Code;
 
-use crate::front::{Front, On, Stream, fault, from, on_one, text, timely, to_queue};
+use crate::{
+    front::{Front, On, Stream, fault, from, on_one, text, timely, to_queue},
+    harness::{PATIENCE, connect_to, eventually},
+    instance::Instance,
+};
 
 /// More than the numbers of the channels of one connection.
 const TIMES: usize = 2_300;
@@ -15,6 +21,46 @@ on_one! { rabbitmq:
     publishing_to_missing_exchanges
     subscribing_to_missing_queues
     asking_for_missing_queues
+}
+
+/// A link that stands and answers wrongly: there is no way to bring this about from outside but to take away what is always there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn a_link_that_answers_wrongly_is_not_ready() {
+    let instance = Instance::start().await;
+    let broker = connect_to(&instance.url);
+    assert!(broker.connected(PATIENCE).await);
+    let front = Front::of(broker, None, |setup| setup.without_database()).await;
+    let known = r#"rabbit_misc:r(<<"/">>, exchange, <<"amq.direct">>)"#;
+    let delete = format!("rabbit_exchange:delete({known}, false, <<\"test\">>).");
+    assert_eq!(instance.ctl(&["-q", "eval", &delete]).await.trim(), "ok");
+    let ready = async || {
+        let url = format!("http://{}/readyz", front.address);
+        let answer = timely(reqwest::get(url)).await.expect("answered");
+        let status = answer.status().as_u16();
+        (status, timely(answer.text()).await.expect("text"))
+    };
+    let alerts = QueueAdminClient::new(front.channel().await);
+    let is_alerted = async || {
+        let listed = timely(alerts.clone().list_alerts(ListAlertsRequest::default())).await;
+        let alerts = listed.expect("listed").into_inner().alerts;
+        alerts
+            .iter()
+            .any(|alert| alert.summary.contains("does not do its work"))
+    };
+    eventually("it is not ready, and says why", async || {
+        let (status, body) = ready().await;
+        status == 503 && body.contains("failing")
+    })
+    .await;
+    eventually("there is an alert", async || is_alerted().await).await;
+
+    let declare =
+        format!("rabbit_exchange:declare({known}, direct, true, false, false, [], <<\"test\">>).");
+    instance.ctl(&["-q", "eval", &declare]).await;
+    eventually("it is ready again", async || ready().await.0 == 200).await;
+    eventually("the alert is over", async || !is_alerted().await).await;
+    front.neighbours_are_unharmed().await;
 }
 
 async fn often(work: impl AsyncFn(usize)) {

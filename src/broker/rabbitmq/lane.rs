@@ -10,14 +10,7 @@
 //!
 //! When the link's connection is renewed, the lane first lets what is in flight end on the old one, so that order is kept.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{
@@ -56,10 +49,7 @@ const HEADERS_MAX: usize = 120 * 1024;
 pub(super) type Job = (Publish, Receipt);
 
 /// Hands jobs to the lane's task.
-pub(super) struct Lane {
-    jobs: mpsc::UnboundedSender<Job>,
-    open: Arc<AtomicBool>,
-}
+pub(super) struct Lane(mpsc::UnboundedSender<Job>);
 
 impl Lane {
     /// The lane takes no more once `stop` is cancelled, and ends when every receipt is answered.
@@ -71,7 +61,6 @@ impl Lane {
         figures: metrics::Lane,
     ) -> Self {
         let (sender, jobs) = mpsc::unbounded_channel();
-        let is_open = Arc::<AtomicBool>::default();
         let worker = Worker {
             link: link.watch(),
             checks,
@@ -82,22 +71,14 @@ impl Lane {
             looking: None,
             figures,
         };
-        tasks.spawn(run(worker, jobs, stop, is_open.clone()));
-        Self {
-            jobs: sender,
-            open: is_open,
-        }
+        tasks.spawn(run(worker, jobs, stop));
+        Self(sender)
     }
 
     /// Queues a job. How many wait is bounded by the gateway's admission.
     pub(super) fn publish(&self, job: Job) {
         // A lane that is gone drops the job, and the receipt says that it was not sent.
-        let _ = self.jobs.send(job);
-    }
-
-    /// Whether it has a channel.
-    pub(super) fn is_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed)
+        let _ = self.0.send(job);
     }
 }
 
@@ -117,12 +98,7 @@ struct Worker {
     figures: metrics::Lane,
 }
 
-async fn run(
-    mut worker: Worker,
-    mut jobs: mpsc::UnboundedReceiver<Job>,
-    stop: CancellationToken,
-    is_open: Arc<AtomicBool>,
-) {
+async fn run(mut worker: Worker, mut jobs: mpsc::UnboundedReceiver<Job>, stop: CancellationToken) {
     let mut open: Option<Open> = None;
     let mut opening = Opening::default();
     let mut incoming = Vec::new();
@@ -137,7 +113,6 @@ async fn run(
         if open.is_none() {
             opening.begin(&worker.link);
         }
-        is_open.store(open.is_some(), Ordering::Relaxed);
         let deadline = worker.next_deadline;
         let ending = open.as_ref().and_then(Open::ending);
         tokio::select! {
@@ -163,7 +138,6 @@ async fn run(
         let (backlog, unconfirmed) = (worker.backlog.len(), worker.unanswered);
         worker.figures.set(backlog, unconfirmed);
     }
-    is_open.store(false, Ordering::Relaxed);
     if let Some(open) = open {
         let closing = open.channel.close(200, "bye".into());
         let _ = timeout(Duration::from_secs(1), closing).await;

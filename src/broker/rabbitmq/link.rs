@@ -31,9 +31,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::wire::{self, Kit, Notes, Wire};
+use super::{
+    selfcheck::{self, Failures},
+    wire::{self, Kit, Notes, Wire},
+};
 use crate::{broker::Error, metrics::Metrics};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,6 +144,8 @@ pub(super) struct Up {
     line: Arc<Line>,
     /// The broker takes no messages from this connection (<https://www.rabbitmq.com/docs/connection-blocked>).
     pub(super) blocked: bool,
+    /// It stands, and does not do its work ([`selfcheck`]).
+    pub(super) failing: bool,
 }
 
 /// One connection, for as long as somebody uses it.
@@ -151,8 +156,6 @@ struct Line {
     notes: Arc<Notes>,
     /// Cancelled when the connection is over.
     ended: CancellationToken,
-    /// Cancelled when it is to be replaced although it stands.
-    worn: CancellationToken,
 }
 
 impl Up {
@@ -183,11 +186,6 @@ impl Up {
             done = work => done,
             () = self.line.ended.cancelled() => Err(Error::Down),
         }
-    }
-
-    /// Asks for a fresh connection in place of this one, which serves on until nobody uses it.
-    pub(super) fn renew(&self) {
-        self.line.worn.cancel();
     }
 }
 
@@ -302,9 +300,9 @@ async fn follow(
     first: Connected,
     state: &watch::Sender<State>,
 ) -> Option<Lost> {
-    let mut current = Followed::new(first);
+    let mut current = Followed::new(first, Failures::default());
     loop {
-        current.publish(state);
+        current.tell(state);
         match current.live(connector, role, state).await {
             Over::Stopped => return None,
             Over::Lost(cause) => {
@@ -312,7 +310,8 @@ async fn follow(
                 return Some(Lost { generation, cause });
             }
             Over::Replaced(fresh) => {
-                let worn = std::mem::replace(&mut current, Followed::new(*fresh));
+                let fresh = Followed::new(*fresh, current.failures);
+                let worn = std::mem::replace(&mut current, fresh);
                 let generation = current.line.generation;
                 info!(link = %role, generation, spoilt = worn.spoilt, "renewed the connection to the broker");
                 let stop = connector.stop.clone();
@@ -440,10 +439,15 @@ struct Followed {
     cord: Cord,
     /// Channels that the broker ended by an error: their numbers cannot be used again.
     spoilt: u32,
+    blocked: bool,
+    /// Of the self-check, on this connection and those that it replaced.
+    failures: Failures,
+    /// It is to be replaced although it stands.
+    worn: bool,
 }
 
 impl Followed {
-    fn new(connected: Connected) -> Self {
+    fn new(connected: Connected, failures: Failures) -> Self {
         let Connected {
             connection,
             generation,
@@ -452,25 +456,30 @@ impl Followed {
         } = connected;
         Self {
             events: connection.events_listener().boxed(),
+            blocked: connection.status().blocked(),
+            failures,
+            worn: false,
             line: Arc::new(Line {
                 connection,
                 generation,
                 notes,
                 ended: CancellationToken::new(),
-                worn: CancellationToken::new(),
             }),
             cord,
             spoilt: 0,
         }
     }
 
-    fn publish(&self, state: &watch::Sender<State>) {
-        self.tell(state, self.line.connection.status().blocked());
+    fn up(&self) -> Up {
+        Up {
+            line: self.line.clone(),
+            blocked: self.blocked,
+            failing: self.failures.is_failing(),
+        }
     }
 
-    fn tell(&self, state: &watch::Sender<State>, blocked: bool) {
-        let line = self.line.clone();
-        state.send_replace(State::Up(Up { line, blocked }));
+    fn tell(&self, state: &watch::Sender<State>) {
+        state.send_replace(State::Up(self.up()));
     }
 
     /// Serves until the connection is lost, or a fresh one stands in its place.
@@ -481,12 +490,12 @@ impl Followed {
         state: &watch::Sender<State>,
     ) -> Over {
         let mut replacing: Option<BoxFuture<'_, Connected>> = None;
+        let mut asking = selfcheck::next_answer(self.up()).boxed();
         loop {
-            if replacing.is_none() && self.line.worn.is_cancelled() {
+            if replacing.is_none() && self.worn {
                 let from = self.line.generation;
                 replacing = Some(replacement(&connector.endpoint, role, from).boxed());
             }
-            let worn = self.line.worn.clone();
             let event = tokio::select! {
                 () = connector.stop.cancelled() => {
                     self.close().await;
@@ -498,22 +507,51 @@ impl Followed {
                         None => continue,
                     }
                 }
-                () = worn.cancelled(), if replacing.is_none() => continue,
+                answer = &mut asking => {
+                    self.note(&answer, role, state);
+                    asking = selfcheck::next_answer(self.up()).boxed();
+                    continue;
+                }
                 event = self.event() => event,
             };
             match event {
                 Seen::Lost(cause) => return Over::Lost(cause),
                 Seen::Blocked(reason) => {
                     warn!(reason, "the broker takes no messages");
-                    self.tell(state, true);
+                    self.blocked = true;
+                    self.tell(state);
                 }
                 Seen::Unblocked => {
                     info!("the broker takes messages again");
-                    self.tell(state, false);
+                    self.blocked = false;
+                    self.tell(state);
                 }
                 Seen::Nothing => {}
             }
         }
+    }
+
+    /// Notes an answer of the self-check.
+    fn note(&mut self, answer: &Result<(), String>, role: Role, state: &watch::Sender<State>) {
+        // What was asked before the broker blocked may not be answered.
+        if self.blocked {
+            return;
+        }
+        let was_failing = self.failures.is_failing();
+        self.failures.count(answer);
+        if let Err(problem) = answer {
+            warn!(link = %role, problem, "the connection to the broker stands, but does not do its work");
+            self.worn |= self.failures.renews();
+        }
+        if self.failures.is_failing() == was_failing {
+            return;
+        }
+        if was_failing {
+            info!(link = %role, "the link to the broker works again");
+        } else {
+            error!(link = %role, "the link to the broker fails: not ready until it works again");
+        }
+        self.tell(state);
     }
 
     /// Serves whoever still uses the connection, until nobody does.
@@ -548,9 +586,7 @@ impl Followed {
             Ok(Some(Event::Error(_))) => {
                 self.spoilt += 1;
                 let numbers = u32::from(self.line.connection.configuration().channel_max());
-                if self.spoilt > numbers / 2 {
-                    self.line.worn.cancel();
-                }
+                self.worn |= self.spoilt > numbers / 2;
                 Seen::Nothing
             }
             Ok(Some(_)) => Seen::Nothing,

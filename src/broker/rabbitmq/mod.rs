@@ -43,10 +43,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     checks::Checks,
-    link::{Connector, Endpoint, Link, Role},
+    link::{Connector, Endpoint, Link, Role, State},
     management::Management,
     pool::Pool,
-    selfcheck::{Failing, Watched},
 };
 use super::{
     Broker, Checked, Error, Lane, LinkState, Links, Publish, Receipt, Subscribe, Subscription,
@@ -163,7 +162,7 @@ pub async fn probe(options: &Options) -> Result<Probe, BadUrl> {
 pub struct RabbitMq {
     publish: Link,
     admin: Link,
-    lanes: Arc<[lane::Lane]>,
+    lanes: Vec<lane::Lane>,
     next_lane: AtomicUsize,
     checks: Arc<Checks>,
     pool: Pool,
@@ -207,25 +206,9 @@ impl RabbitMq {
             let figures = metrics.lane(index);
             lane::Lane::start(&publish, checks.clone(), &lane_tasks, stop, figures)
         };
-        let lanes: Arc<[lane::Lane]> = (0..LANES).map(lane).collect();
-        let (failing, fails) = watch::channel(Failing::default());
-        let (links, following) = selfcheck::sum(&publish, &consume, fails);
-        link_tasks.spawn(following);
-        let watched = Watched::new;
-        link_tasks.spawn(selfcheck::run(
-            vec![
-                watched(Role::Publish, publish.clone(), Some(lanes.clone())),
-                watched(Role::Check, check, None),
-            ],
-            vec![
-                watched(Role::Consume, consume.clone(), None),
-                watched(Role::Admin, admin.clone(), None),
-            ],
-            failing,
-            stop_links.clone(),
-        ));
+        let lanes = (0..LANES).map(lane).collect();
         Ok(Arc::new(Self {
-            links,
+            links: follow([&publish, &check, &consume], &link_tasks),
             checks,
             pool: Pool::new(consume, connector),
             publish,
@@ -251,6 +234,44 @@ impl RabbitMq {
         let ready = timeout(patience, up).await;
         matches!(ready, Ok(Ok(_))) && self.publish.up().is_some()
     }
+}
+
+/// Sums up the links, at each change: those that publish, check what is published, and consume.
+fn follow(links: [&Link; 3], tasks: &TaskTracker) -> watch::Receiver<Links> {
+    fn sum([publish, check, consume]: &[watch::Receiver<State>; 3]) -> Links {
+        let state = |link: &watch::Receiver<State>| match &*link.borrow() {
+            State::Down => LinkState::Down,
+            State::Up(up) if up.blocked => LinkState::Blocked,
+            State::Up(up) if up.failing => LinkState::Failing,
+            State::Up(_) => LinkState::Up,
+        };
+        Links {
+            // What cannot be checked is not published.
+            publish: match (state(publish), state(check)) {
+                (publish, check) if check.is_sound() => publish,
+                (LinkState::Down, _) => LinkState::Down,
+                (_, check) => check,
+            },
+            consume: state(consume),
+        }
+    }
+    let mut links = links.map(Link::watch);
+    let (sender, receiver) = watch::channel(sum(&links));
+    tasks.spawn(async move {
+        let mut supervised = true;
+        while supervised {
+            let [publish, check, consume] = &mut links;
+            tokio::select! {
+                changed = publish.changed(), if publish.has_changed().is_ok() => drop(changed),
+                changed = check.changed(), if check.has_changed().is_ok() => drop(changed),
+                changed = consume.changed(), if consume.has_changed().is_ok() => drop(changed),
+                else => supervised = false,
+            }
+            let now = sum(&links);
+            sender.send_if_modified(|links| std::mem::replace(links, now) != now);
+        }
+    });
+    receiver
 }
 
 #[async_trait]
