@@ -327,8 +327,7 @@ async fn an_exchange_that_is_deleted_in_use_is_missed_and_found_again() {
     let gateway = Process::with_load(&instance, &[]).await;
     let load = Load::start(&gateway);
     load.progress(300).await;
-    let delete = r#"rabbit_exchange:delete(rabbit_misc:r(<<"/">>, exchange, <<"work">>), false, <<"test">>)."#;
-    assert_eq!(instance.ctl(&["-q", "eval", delete]).await.trim(), "ok");
+    delete_exchange(&instance).await;
     load.outcomes(Outcome::Invalid, 20).await;
     let (answer, _) = publish(&gateway, QUEUES[0]).await;
     let status = answer.expect_err("there is no such exchange");
@@ -340,6 +339,20 @@ async fn an_exchange_that_is_deleted_in_use_is_missed_and_found_again() {
     assert!(load.ends().is_empty());
     gateway.health(UP).await;
 
+    declare_again(&instance).await;
+    load.progress(300).await;
+    assert!(load.ends().is_empty());
+    check(load, &instance).await;
+}
+
+/// Deletes the load's exchange behind everybody's back.
+async fn delete_exchange(instance: &Instance) {
+    let delete = r#"rabbit_exchange:delete(rabbit_misc:r(<<"/">>, exchange, <<"work">>), false, <<"test">>)."#;
+    assert_eq!(instance.ctl(&["-q", "eval", delete]).await.trim(), "ok");
+}
+
+/// Declares what the load needs.
+async fn declare_again(instance: &Instance) {
     let broker = connect_to(&instance.url);
     assert!(broker.connected(PATIENCE).await);
     let defaults = QueueDefaults {
@@ -350,7 +363,30 @@ async fn an_exchange_that_is_deleted_in_use_is_missed_and_found_again() {
     let topology = parsed.topology;
     assert_eq!(broker.declare(&topology).await.expect("declared"), []);
     broker.close().await;
-    load.progress(300).await;
-    assert!(load.ends().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn connections_that_wear_out_are_renewed_and_nobody_notices() {
+    // So few channel numbers are soon used up.
+    let instance = Instance::start_with(|_| "channel_max = 24\n".to_owned()).await;
+    let gateway = Process::with_load(&instance, &[]).await;
+    let load = Load::start(&gateway);
+    for _ in 0..6 {
+        load.progress(200).await;
+        delete_exchange(&instance).await;
+        load.outcomes(Outcome::Invalid, 20).await;
+        declare_again(&instance).await;
+    }
+    load.progress(200).await;
+    assert!(load.ends().is_empty(), "{:?}", load.ends());
+    gateway.health(UP).await;
+    let log = gateway.log();
+    let renewed = |link: &str| {
+        log.lines()
+            .any(|line| line.contains("renewed the connection") && line.contains(link))
+    };
+    assert!(renewed("link=publish") && renewed("link=check"));
+    assert!(!log.contains("lost the broker"));
     check(load, &instance).await;
 }
