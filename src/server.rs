@@ -28,7 +28,7 @@ use crate::{
         queue_admin::QueueAdmin,
     },
     grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer},
-    http as rest,
+    http::{self as rest, unread::UnreadLayer},
     metrics::Metrics,
     store::{OpenError, Store},
     traces::{BadEndpoint, Traces},
@@ -276,6 +276,9 @@ pub async fn run(
         .layer(tower::util::option_layer(cors(&http.cors_origins)?))
         .layer(DeadlineLayer)
         .layer(HangupLayer)
+        .layer(UnreadLayer {
+            stopping: stopping.clone(),
+        })
         .add_routes(routes.prepare())
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),

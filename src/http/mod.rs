@@ -13,6 +13,7 @@ mod openapi;
 mod probes;
 mod publish;
 mod queues;
+pub mod unread;
 
 use axum::{Router, middleware};
 use tower::util::option_layer;

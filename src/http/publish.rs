@@ -19,7 +19,7 @@ use crate::{
     gateway::{
         Gateway, Limits,
         publish::{Outgoing, Published},
-        validate::Invalid,
+        validate::{Invalid, MAX_HEADERS},
     },
     message::{Message, Table, Value},
     traces::Origin,
@@ -54,7 +54,9 @@ struct PublishRequest<'a> {
     /// Where an answer is wanted: a queue's name.
     reply_to: Option<String>,
     /// Application headers: at most 64 entries, 16 KiB and 4 levels.
-    headers: Option<serde_json::Map<String, serde_json::Value>>,
+    #[serde(borrow)]
+    #[schema(value_type = Option<serde_json::Map<String, serde_json::Value>>)]
+    headers: Option<&'a RawValue>,
     /// 0 to 9 by convention.
     #[schema(maximum = 255)]
     priority: Option<u8>,
@@ -115,13 +117,7 @@ async fn publish(
 }
 
 fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
-    let request: PublishRequest = serde_json::from_slice(body).map_err(|error| {
-        let problem = match error.classify() {
-            serde_json::error::Category::Data => "does not fit",
-            _ => "is not JSON",
-        };
-        Invalid::field("body", format!("{problem}: {error}"))
-    })?;
+    let request: PublishRequest = serde_json::from_slice(body).map_err(unfit)?;
     let envelope = Envelope::read(request.message);
     let message = Message {
         message_id: some(request.message_id),
@@ -135,7 +131,11 @@ fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
         // 0 is AMQP's default and not sent.
         priority: request.priority.filter(|priority| *priority > 0),
         ttl_ms: some(request.ttl).map(|ttl| ttl_ms(&ttl)).transpose()?,
-        headers: request.headers.map(table).unwrap_or_default(),
+        headers: request
+            .headers
+            .map(headers)
+            .transpose()?
+            .unwrap_or_default(),
         payload: body.slice_ref(request.message.get().as_bytes()),
     };
     Ok(Outgoing {
@@ -145,6 +145,40 @@ fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
         allow_unroutable: request.allow_unroutable,
         origin,
     })
+}
+
+fn unfit(error: serde_json::Error) -> Invalid {
+    let problem = match error.classify() {
+        serde_json::error::Category::Data => "does not fit",
+        _ => "is not JSON",
+    };
+    Invalid::field("body", format!("{problem}: {error}"))
+}
+
+/// Counted before it is parsed: an entry takes two bytes here, and many times that when it is parsed.
+fn headers(raw: &RawValue) -> Result<Table, Invalid> {
+    // Each entry is the first of its list or object, or has a comma before it; and each may be an empty list itself.
+    if separators(raw.get()) > 2 * MAX_HEADERS + 1 {
+        let problem = format!("has more than {MAX_HEADERS} entries");
+        return Err(Invalid::field("message.headers", problem));
+    }
+    let fields: serde_json::Map<_, _> = serde_json::from_str(raw.get()).map_err(unfit)?;
+    Ok(table(fields))
+}
+
+/// Commas and opening brackets of well-formed JSON, outside of texts.
+fn separators(json: &str) -> usize {
+    let (mut count, mut in_text, mut escaped) = (0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            b',' | b'[' | b'{' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 fn some(text: Option<String>) -> Option<String> {

@@ -166,6 +166,14 @@ async fn payloads_up_to_the_limit_pass_and_larger_ones_do_not() {
     let violation = &answer.error()["details"]["field_violations"][0];
     assert_eq!(violation["field"], "message");
 
+    // A client that reads nothing before it has sent all hears it too.
+    for path in [PUBLISH, "/api/messages/retry/1", "/api/nothing"] {
+        let kind = "content-type: application/json\r\n";
+        let answer = http1(&front, "POST", path, kind, &vec![b' '; 4 * LIMIT]).await;
+        let expected = if path == PUBLISH { 413 } else { 404 };
+        assert_eq!(answer.status, expected, "{path}: {}", answer.head);
+    }
+
     // Refused by its announced length: the client waits, and sends nothing.
     let headers = "content-type: application/json\r\nexpect: 100-continue\r\n";
     let silent = http1_announcing(&front, 100 * 1024 * 1024, headers).await;
