@@ -43,6 +43,7 @@ pub enum Reason {
     InvalidMessage,
     InvalidRequest,
     PayloadTooLarge,
+    BatchTooLarge,
     ReservedHeader,
     ExchangeNotFound,
     QueueNotFound,
@@ -145,6 +146,11 @@ impl Failure {
             failure.reason = Reason::InvalidRequest;
         }
         failure
+    }
+
+    /// The same, of a call that publishes: nothing of it was published.
+    pub fn invalid_publish(invalid: Invalid) -> Self {
+        Self::invalid_request(invalid).publish("INVALID")
     }
 
     fn page_token() -> Self {
@@ -316,6 +322,12 @@ impl From<Invalid> for Failure {
                 Reason::PayloadTooLarge,
                 Some("message.payload"),
             ),
+            Invalid::RequestTooLarge { .. } => {
+                (InvalidArgument, Reason::PayloadTooLarge, Some("request"))
+            }
+            Invalid::BatchTooLarge { .. } => {
+                (InvalidArgument, Reason::BatchTooLarge, Some("messages"))
+            }
             Invalid::ReservedHeader(_) => (
                 InvalidArgument,
                 Reason::ReservedHeader,

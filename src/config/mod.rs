@@ -264,6 +264,7 @@ fn topology(reader: &mut Reader, defaults: &QueueDefaults) -> Option<TopologyFil
 fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
     Limits {
         max_payload_bytes: reader.bytes("MAX_PAYLOAD"),
+        max_batch_bytes: reader.bytes("MAX_BATCH"),
         max_in_flight_bytes: reader.bytes("MAX_IN_FLIGHT"),
         publish_timeout: reader.duration("PUBLISH_TIMEOUT"),
         publish_window: reader.number("PUBLISH_STREAM_WINDOW"),

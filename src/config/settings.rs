@@ -203,6 +203,11 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("MAX_PAYLOAD", "4MiB", "Size of one payload"),
     setting(
+        "MAX_BATCH",
+        "16MiB",
+        "Size of one PublishBatch, all of its messages together",
+    ),
+    setting(
         "MAX_IN_FLIGHT",
         "256MiB",
         "Payloads that wait for their outcome, over all callers",

@@ -39,6 +39,8 @@ const ENVELOPE_BYTES: usize = 64 * 1024;
 pub struct Limits {
     /// Bytes of one payload.
     pub max_payload_bytes: usize,
+    /// Bytes of one batch of publishes, encoded.
+    pub max_batch_bytes: usize,
     /// Bytes of payloads that wait for their outcome, over all callers.
     pub max_in_flight_bytes: usize,
     /// How long one publish may take when its caller sets no deadline.
@@ -62,6 +64,11 @@ impl Limits {
     /// Bytes of one request, in any protocol.
     pub fn request_bytes(&self) -> usize {
         self.max_payload_bytes.saturating_add(ENVELOPE_BYTES)
+    }
+
+    /// Bytes of one batch: a batch of one message takes what a request does.
+    pub fn batch_bytes(&self) -> usize {
+        self.max_batch_bytes.max(self.request_bytes())
     }
 }
 

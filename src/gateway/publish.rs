@@ -38,6 +38,9 @@ pub struct Published {
     pub outcome: Outcome,
 }
 
+/// Messages of one batch.
+pub const MAX_BATCH: usize = 1_000;
+
 /// The fate of a publish, or why it was refused before it could have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -31,6 +31,16 @@ pub enum Invalid {
     /// The broker's own limit is lower than the gateway's.
     #[error("payload of {size} bytes, which is more than the broker takes (its max_message_size)")]
     TooLargeForBroker { size: usize },
+    /// A request that is larger than its payload and the rest of it may be; how much larger is not known: it is not read.
+    #[error(
+        "request of more than {limit} bytes, expanded; no larger one is read: send the payload in parts, or keep it elsewhere"
+    )]
+    RequestTooLarge { limit: usize },
+    /// A batch over the limit.
+    #[error(
+        "batch of more than {limit} bytes, expanded; nothing of it was published: send fewer messages at a time, or a stream"
+    )]
+    BatchTooLarge { limit: usize },
     /// A header that the broker or the gateway would act on.
     #[error("header {0:?} is reserved: the broker or the gateway would act on it")]
     ReservedHeader(String),

@@ -10,6 +10,7 @@ mod failed_messages;
 mod fields;
 pub mod hangup;
 mod health;
+mod incoming;
 mod message_log;
 mod publisher;
 mod queue_admin;
@@ -27,7 +28,7 @@ use self::proto::{
     publisher_server::PublisherServer, queue_admin_server::QueueAdminServer,
     subscriber_server::SubscriberServer,
 };
-use self::requests::Requests;
+use self::{incoming::Incoming, requests::Requests};
 use crate::gateway::Gateway;
 
 pub use self::health::Health;
@@ -46,8 +47,8 @@ pub fn routes(
     gateway: &Gateway,
     health: &Health,
 ) -> Result<Routes, tonic_reflection::server::Error> {
-    let request_bytes = gateway.limits.request_bytes();
-    // Decompression is bounded by the same limit as the plain message.
+    // Messages come uncompressed and within the limits of their rpcs: see `incoming`. Tonic's own limit would only add one more.
+    let request_bytes = usize::MAX;
     let publisher = PublisherServer::new(publisher::Service::new(gateway.clone()))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
@@ -58,25 +59,32 @@ pub fn routes(
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
     let log = MessageLogServer::new(message_log::Service::new(gateway.clone()))
+        .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
     let queues = QueueAdminServer::new(queue_admin::Service::new(gateway.clone()))
+        .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
     let requests = Requests::new(gateway.metrics.clone());
+    let incoming = Incoming::new(&gateway.limits);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     Ok(routes
-        .add_service(web(requests.counted(publisher)))
-        .add_service(web(requests.counted(subscriber)))
-        .add_service(web(requests.counted(failed)))
-        .add_service(web(requests.counted(log)))
-        .add_service(web(requests.counted(queues)))
-        .add_service(web(requests.counted(health.server())))
-        .add_service(web(requests.counted(reflection().build_v1()?)))
+        .add_service(web(requests.counted(incoming.bounded(publisher))))
+        .add_service(web(requests.counted(incoming.bounded(subscriber))))
+        .add_service(web(requests.counted(incoming.bounded(failed))))
+        .add_service(web(requests.counted(incoming.bounded(log))))
+        .add_service(web(requests.counted(incoming.bounded(queues))))
+        .add_service(web(requests.counted(incoming.bounded(health.server()))))
+        .add_service(web(
+            requests.counted(incoming.bounded(reflection().build_v1()?))
+        ))
         // grpcurl before 1.9 and other older tools ask for the alpha version only.
-        .add_service(web(requests.counted(reflection().build_v1alpha()?))))
+        .add_service(web(
+            requests.counted(incoming.bounded(reflection().build_v1alpha()?))
+        )))
 }
 
 /// Whether a request is a call of gRPC or gRPC-Web.

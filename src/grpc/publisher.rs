@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     convert,
+    incoming::Refusals,
     proto::{
         Outcome as ProtoOutcome, PublishBatchRequest, PublishBatchResponse, PublishRequest,
         PublishResponse, PublishResult, PublishStreamRequest, PublishStreamResponse,
@@ -20,15 +21,13 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway,
-        publish::{Outcome, Outgoing, Published, Publishes},
+        publish::{MAX_BATCH, Outcome, Outgoing, Published, Publishes},
         validate::Invalid,
     },
     timer::until,
     traces::Origin,
 };
 
-/// Messages of one batch.
-const MAX_BATCH: usize = 1_000;
 /// Results of one response.
 const RESULTS: usize = 256;
 /// Responses on their way to a client that does not read.
@@ -89,7 +88,7 @@ impl Publisher for Service {
         let count = messages.len();
         if count == 0 || count > MAX_BATCH {
             let problem = format!("must hold 1 to {MAX_BATCH} messages, not {count}");
-            return Err(status::invalid_request(Invalid::field("messages", problem)));
+            return Err(Failure::invalid_publish(Invalid::field("messages", problem)).into());
         }
         let mut results = vec![PublishResult::default(); count];
         let mut put = |(sequence, published): (u64, Published)| {
@@ -124,6 +123,7 @@ impl Publisher for Service {
         request: Request<Streaming<PublishStreamRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied();
+        let refusals = request.extensions().get::<Refusals>().cloned();
         let origin = origin(&request);
         let (responses, receiver) = mpsc::channel(RESPONSES);
         let run = PublishRun {
@@ -131,6 +131,8 @@ impl Publisher for Service {
             publishes: self.gateway.publishes(),
             deadline,
             origin,
+            refusals: refusals.unwrap_or_default(),
+            taken: 0,
             responses,
         };
         self.gateway.tasks.spawn(run.serve(request.into_inner()));
@@ -144,6 +146,10 @@ struct PublishRun {
     publishes: Publishes,
     deadline: Option<Deadline>,
     origin: Option<Origin>,
+    /// What was refused of the requests before they were decoded.
+    refusals: Refusals,
+    /// Requests that were taken.
+    taken: u64,
     responses: mpsc::Sender<Result<PublishStreamResponse, Status>>,
 }
 
@@ -216,6 +222,12 @@ impl PublishRun {
             .deadline
             .map_or(own, |callers| callers.answer_by.min(own));
         let sequence = request.sequence;
+        let index = self.taken;
+        self.taken += 1;
+        if let Some(invalid) = self.refusals.take(index) {
+            let refused = self.publishes.refuse(Published::refused(None, invalid));
+            return Some((sequence, refused));
+        }
         let (publishes, origin) = (&mut self.publishes, &self.origin);
         let at_once = submit(publishes, sequence, request.publish, origin, deadline).await;
         at_once.map(|published| (sequence, published))

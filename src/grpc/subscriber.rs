@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     convert,
     hangup::Hangup,
+    incoming::Refusals,
     proto::{
         self, Deliveries, Delivery, Draining, Revoked, SettleResults, Started, SubscribeRequest,
         SubscribeResponse, nack::Action as ProtoAction, settle_result::Result as ProtoResult,
@@ -62,6 +63,8 @@ impl Subscriber for Service {
         let deadline = request.extensions().get::<Deadline>().copied();
         let hangup = request.extensions().get::<Hangup>().cloned();
         let hung_up = move || hangup.as_ref().is_some_and(Hangup::happened);
+        let refusals = request.extensions().get::<Refusals>().cloned();
+        let refusals = refusals.unwrap_or_default();
         let mut requests = request.into_inner();
         let patience = Instant::now() + START_TIMEOUT;
         let first = tokio::select! {
@@ -81,7 +84,8 @@ impl Subscriber for Service {
         let cut = hung_up.clone();
         let requests = requests.map(move |request| match request {
             Err(_) if cut() => subscribe::Request::Gone,
-            request => read_request(request),
+            Err(status) => subscribe::Request::Invalid(unreadable(&status, &refusals)),
+            Ok(request) => read_request(request),
         });
         // However often it is asked: a caller that is gone stays gone.
         let end =
@@ -112,15 +116,16 @@ fn read_start(start: proto::Start) -> Result<Start, Invalid> {
     })
 }
 
-fn read_request(request: Result<SubscribeRequest, Status>) -> subscribe::Request {
-    let request = match request {
-        Ok(request) => request.request,
-        Err(status) => {
-            let problem = format!("cannot be read: {}", status.message());
-            return subscribe::Request::Invalid(Invalid::field("request", problem));
-        }
-    };
-    match request {
+/// Why there is no request where one was expected.
+fn unreadable(status: &Status, refusals: &Refusals) -> Invalid {
+    refusals.last().unwrap_or_else(|| {
+        let problem = format!("cannot be read: {}", status.message());
+        Invalid::field("request", problem)
+    })
+}
+
+fn read_request(request: SubscribeRequest) -> subscribe::Request {
+    match request.request {
         None => subscribe::Request::Invalid(Invalid::field("request", "must be set")),
         Some(ProtoRequest::Start(_)) => {
             subscribe::Request::Invalid(Invalid::field("start", "must be sent only once"))

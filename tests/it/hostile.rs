@@ -7,6 +7,7 @@ use prost_types::{ListValue, Struct, Value, value::Kind};
 use tonic::Code;
 
 use crate::front::{Front, On, Stream, fault, from, on_both, refusal, refused, text, to_queue};
+use crate::publish::of;
 
 on_both! {
     names_that_could_be_mistaken_for_others_are_refused
@@ -308,10 +309,16 @@ async fn payloads_up_to_the_limit_pass_and_larger_ones_do_not(on: On) {
     let answer = refusal(front.publish(sized(LIMIT + 1)).await);
     assert_eq!(answer, refused(Code::InvalidArgument, "PAYLOAD_TOO_LARGE"));
     // Refused by its announced length, before it is read.
-    let huge = front
-        .publish(sized(100 * 1024 * 1024))
-        .await
-        .expect_err("refused");
-    assert_ne!(huge.code(), Code::Ok);
+    for bytes in [LIMIT + 100_000, 100 * 1024 * 1024] {
+        let refused = front.publish(sized(bytes)).await.expect_err("refused");
+        let expected = of(
+            Code::InvalidArgument,
+            "PAYLOAD_TOO_LARGE",
+            "INVALID",
+            "request",
+            false,
+        );
+        assert_eq!(Some(fault(&refused)), expected, "{bytes}");
+    }
     front.neighbours_are_unharmed().await;
 }

@@ -48,6 +48,7 @@ mod queue_messages;
 mod raw;
 mod refusals;
 mod replicas;
+mod request_limits;
 mod rest;
 mod rest_curl;
 mod rest_failed;

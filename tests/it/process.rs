@@ -137,11 +137,19 @@ impl Process {
 
     /// What `/readyz` answers: the status line and the body.
     pub async fn readyz(&self) -> String {
+        self.get("/readyz").await
+    }
+
+    /// The same of another path.
+    pub async fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))
             .await
             .expect("it listens");
-        let request = b"GET /readyz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).await.expect("it reads");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("it reads");
         let mut answer = String::new();
         stream
             .read_to_string(&mut answer)

@@ -46,12 +46,13 @@ async fn fate(front: &Front, request: PublishRequest) -> (Outcome, Option<Fault>
     let streamed = stream(front, vec![request]).await;
     for (way, results) in [("batch", batched), ("stream", streamed)] {
         assert_eq!(results.len(), 1, "{way}");
-        assert_eq!(read(&results[0]), alone, "{way}");
+        assert_eq!(fate_of(&results[0]), alone, "{way}");
     }
     alone
 }
 
-fn read(result: &PublishResult) -> (Outcome, Option<Fault>) {
+/// What a result of a batch or a stream says.
+pub fn fate_of(result: &PublishResult) -> (Outcome, Option<Fault>) {
     let error = result.error.as_ref().map(|error| {
         let details = error.encode_to_vec().into();
         fault(&Status::with_details(

@@ -48,7 +48,7 @@ async fn a_batch_holds_one_to_a_thousand_messages(on: On) {
         let expected = of(
             Code::InvalidArgument,
             "INVALID_REQUEST",
-            "",
+            "INVALID",
             "messages",
             false,
         );

@@ -6,6 +6,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use tonic::Status;
 
 use crate::{front::timely, harness::Gateway};
 
@@ -78,6 +79,67 @@ pub async fn call(
     Answer { http, grpc }
 }
 
+/// What a call was told.
+#[derive(Debug)]
+pub struct Told {
+    pub messages: Vec<Bytes>,
+    pub status: Status,
+}
+
+/// Like [`call`], over a body of any size that the client half-closes or not, with the whole answer.
+pub async fn told(
+    address: &str,
+    path: &str,
+    headers: &[(&'static str, &'static str)],
+    body: Bytes,
+    ends: bool,
+) -> Told {
+    let socket = TcpStream::connect(address).await.expect("it listens");
+    let (client, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let mut client = timely(client.ready()).await.expect("open");
+    let mut request = Request::post(format!("http://{address}{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(()).expect("well-formed");
+    let (response, mut sending) = client.send_request(request, false).expect("sent");
+    let _ = sending.send_data(body, ends);
+    let response = timely(response).await.expect("answered");
+    let mut status = Status::from_header_map(response.headers());
+    let (mut body, mut data) = (response.into_body(), Vec::new());
+    while let Some(Ok(piece)) = timely(body.data()).await {
+        let _ = body.flow_control().release_capacity(piece.len());
+        data.extend(piece);
+    }
+    if status.is_none() {
+        let trailers = timely(body.trailers()).await.expect("an orderly end");
+        status = Status::from_header_map(&trailers.expect("trailers"));
+    }
+    connection.abort();
+    let (mut data, mut messages) = (Bytes::from(data), Vec::new());
+    while !data.is_empty() {
+        let head = data.split_to(5);
+        let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+        messages.push(data.split_to(size.try_into().expect("small")));
+    }
+    Told {
+        messages,
+        status: status.expect("a status"),
+    }
+}
+
+/// The frame of a message, compressed.
+pub fn zipped(message: &[u8]) -> Bytes {
+    use std::io::Write;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(message).expect("in memory");
+    let zipped = gzip.finish().expect("in memory");
+    framed(1, zipped.len().try_into().expect("small"), &zipped)
+}
+
 fn grpc_status(headers: &HeaderMap) -> Option<i32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
@@ -90,13 +152,21 @@ pub async fn http1(
     headers: &str,
     body: &[u8],
 ) -> Http1 {
-    let mut socket = TcpStream::connect(&gateway.address)
-        .await
-        .expect("it listens");
+    http1_at(&gateway.address, method, path, headers, body).await
+}
+
+/// The same, at this address.
+pub async fn http1_at(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> Http1 {
+    let mut socket = TcpStream::connect(address).await.expect("it listens");
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n",
-        gateway.address
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     socket.write_all(head.as_bytes()).await.expect("sent");
     socket.write_all(body).await.expect("sent");
