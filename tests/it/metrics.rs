@@ -451,6 +451,7 @@ async fn the_documentation_has_every_figure_and_no_other() {
     // What only RabbitMQ has, and what others feed.
     metrics.lane(0).set(1, 2);
     metrics.connected("publish", true);
+    metrics.repaired("q");
     metrics.queues(&[QueueSample {
         queue: "q".to_owned(),
         messages_ready: Some(1),
