@@ -12,7 +12,7 @@ use crate::{
         subscribe::{End, Refused},
         validate::Invalid,
     },
-    store,
+    store, text,
 };
 
 /// The standard codes of gRPC (<https://grpc.io/docs/guides/status-codes/>), as far as they are used.
@@ -92,12 +92,15 @@ pub struct Failure {
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(5);
 
+/// Bytes of one text of a failure: it may name what the request holds, and travels in headers, of which clients take few.
+const MAX_TOLD: usize = 1024;
+
 impl Failure {
-    fn new(code: Code, reason: Reason, message: impl Into<String>) -> Self {
+    fn new(code: Code, reason: Reason, message: impl AsRef<str>) -> Self {
         Self {
             code,
             reason,
-            message: message.into(),
+            message: told(message.as_ref()),
             retry_after: None,
             violation: None,
             unmet: Vec::new(),
@@ -275,7 +278,10 @@ impl Failure {
             all.join("; ")
         );
         let mut failure = Self::new(Code::FailedPrecondition, Reason::Differs, message);
-        failure.unmet = unmet;
+        failure.unmet = unmet
+            .iter()
+            .map(|(subject, problem)| (told(subject), told(problem)))
+            .collect();
         failure
     }
 
@@ -307,6 +313,11 @@ impl Failure {
     }
 }
 
+/// A text as a caller is told it.
+fn told(text: &str) -> String {
+    text::cut(text, MAX_TOLD)
+}
+
 impl From<Invalid> for Failure {
     fn from(invalid: Invalid) -> Self {
         use Code::{InvalidArgument, NotFound, PermissionDenied};
@@ -314,7 +325,7 @@ impl From<Invalid> for Failure {
         let (code, reason, field) = match invalid {
             Invalid::Field { field, problem } => {
                 let mut failure = Self::new(InvalidArgument, Reason::InvalidMessage, message);
-                failure.violation = Some((field.into_owned(), problem.into_owned()));
+                failure.violation = Some((told(&field), told(&problem)));
                 return failure;
             }
             Invalid::PayloadTooLarge { .. } | Invalid::TooLargeForBroker { .. } => (

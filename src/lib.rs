@@ -23,5 +23,6 @@ pub mod message;
 pub mod metrics; // figures for those who watch
 pub mod names;
 pub mod telemetry;
+pub mod text;
 pub mod timer;
 pub mod traces; // the journey of each message

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    Exit, block_on, chain,
+    Exit, block_on,
     client::{Output, root},
     print, print_json, report,
     serve::Flags,
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::Config,
     store::{self, OpenError, Options},
+    text::chain,
 };
 
 /// Bring the schema of the database up to date, or say whether it is

@@ -177,14 +177,3 @@ fn print_json(value: impl Display) -> Result<(), Exit> {
 fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "courtier: {line}");
 }
-
-/// An error with all its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}

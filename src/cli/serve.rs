@@ -10,7 +10,7 @@ use std::{
 use clap::{Arg, ArgMatches, Args, FromArgMatches, error::Error};
 use tokio::net::TcpListener;
 
-use super::{Exit, block_on, chain, report};
+use super::{Exit, block_on, report};
 use crate::{
     config::{
         Config,
@@ -18,6 +18,7 @@ use crate::{
         settings::{SETTINGS, Setting},
     },
     server, shutdown, telemetry,
+    text::chain,
 };
 
 /// A flag for each setting.

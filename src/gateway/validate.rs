@@ -6,7 +6,7 @@ use super::publish::Outgoing;
 use crate::{
     broker::Entity,
     message::{Message, Table, Value, header},
-    names,
+    names, text,
 };
 
 /// Entries of a message's headers, nested ones included.
@@ -134,7 +134,7 @@ fn properties(message: &Message) -> Result<(), Invalid> {
 fn headers(headers: &Table) -> Result<(), Invalid> {
     let field = "message.headers";
     if let Some(name) = headers.keys().find(|name| is_reserved(name)) {
-        return Err(Invalid::ReservedHeader(name.clone()));
+        return Err(Invalid::ReservedHeader(text::shown(name)));
     }
     let mut size = Size::default();
     size.table(headers, 1)

@@ -1,13 +1,14 @@
 //! The log of the real program: what it says, in which form, and what it never says.
 
 use courtier::grpc::proto::{
-    ListFailedMessagesRequest, Nack, PublishRequest, RetryFailedMessageRequest, Settle,
+    Binding, CreateBindingRequest, ListFailedMessagesRequest, Nack, PublishRequest,
+    PurgeQueueRequest, RetryFailedMessageRequest, Settle,
     failed_messages_client::FailedMessagesClient, nack::Action, publisher_client::PublisherClient,
-    subscribe_response::Response,
+    queue_admin_client::QueueAdminClient, subscribe_response::Response,
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use tonic::{Code, Request};
+use tonic::{Code, Request, codec::CompressionEncoding};
 
 use crate::{
     books::Consumer,
@@ -148,5 +149,59 @@ async fn a_log_is_text_unless_it_is_json_and_says_no_secret() {
         assert_eq!(parsed.is_ok(), is_json, "{line}");
         assert!(line.contains("WARN"), "{line}");
         assert!(!log.contains("the-password"), "{log}");
+    }
+}
+
+/// Calls whose texts are as long as a request may be, gzipped, and refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_sends_makes_no_long_line() {
+    for format in ["text", "json"] {
+        let dir = TempDir::new().expect("a temporary folder");
+        let settings = [("LOG_FORMAT", format), ("RUST_LOG", "courtier=debug")];
+        let gateway = Process::start_in(dir.path(), &settings).await;
+        let before = gateway.log().len();
+        let long = "n".repeat(4_000_000);
+        let mut admin =
+            QueueAdminClient::new(gateway.channel()).send_compressed(CompressionEncoding::Gzip);
+        let mut publisher =
+            PublisherClient::new(gateway.channel()).send_compressed(CompressionEncoding::Gzip);
+        for _ in 0..15 {
+            let purge = PurgeQueueRequest {
+                name: long.clone(),
+                confirm_name: String::new(),
+            };
+            timely(admin.purge_queue(purge)).await.expect_err("refused");
+        }
+        let (exchange, queue, routing_key) = ("e".to_owned(), long.clone(), String::new());
+        let bind = CreateBindingRequest {
+            binding: Some(Binding {
+                exchange,
+                queue,
+                routing_key,
+                ..Binding::default()
+            }),
+        };
+        let bound = timely(admin.create_binding(bind)).await;
+        bound.expect_err("refused");
+        let mut message = text("x");
+        let header = format!("x-courtier-{long}\r\n\u{1b}[2J");
+        message.headers = Some(prost_types::Struct {
+            fields: [(header, prost_types::Value { kind: None })].into(),
+        });
+        let refused = timely(publisher.publish(to_queue("q", message))).await;
+        let told = refused.expect_err("refused").message().to_owned();
+        assert!(told.len() <= 4 * 1024, "{} bytes are told", told.len());
+        assert!(!told.contains(char::is_control), "{told:?}");
+        // The last of them is there.
+        eventually("the last call is in the log", || async {
+            gateway.log().matches("a call failed").count() == 17
+        })
+        .await;
+        let log = gateway.log();
+        let grown = log.len() - before;
+        assert!(grown < 64 * 1024, "{grown} bytes of {format}");
+        let longest = log.lines().map(str::len).max();
+        assert!(longest < Some(8 * 1024), "{longest:?} of {format}");
+        assert!(!log.contains('\u{1b}'), "{format}");
     }
 }

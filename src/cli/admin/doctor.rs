@@ -12,7 +12,7 @@ use super::word;
 use crate::{
     broker::rabbitmq::{self, Probe},
     cli::{
-        Exit, block_on, chain,
+        Exit, block_on,
         client::{Output, Server},
         print, print_json, report,
         serve::Flags,
@@ -20,6 +20,7 @@ use crate::{
     },
     config::Config,
     store::{self, OpenError},
+    text::chain,
 };
 
 /// Clocks further apart than this confuse those who read times; nothing depends on it.

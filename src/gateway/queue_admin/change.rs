@@ -16,7 +16,7 @@ use crate::{
     },
     gateway::validate::Invalid,
     message::Table,
-    names,
+    names, text,
 };
 
 /// What a queue is for.
@@ -36,6 +36,9 @@ pub struct Created {
     pub changes: Vec<Change>,
 }
 
+/// Bytes of a target or an error in an audit line. A name that is refused may be of any length.
+const MAX_NOTED: usize = 1024;
+
 /// Carries a change out [`to_the_end`], and writes its line in the log, whatever became of it. The caller goes there as soon as
 /// callers have names.
 pub(super) async fn audited<T: Send + 'static>(
@@ -43,11 +46,13 @@ pub(super) async fn audited<T: Send + 'static>(
     target: String,
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
+    let target = text::cut(&target, MAX_NOTED);
     to_the_end(async move {
         let done = work.await;
         match &done {
             Ok(_) => tracing::info!(target: "courtier::audit", action, target, "done"),
             Err(error) => {
+                let error = text::cut(&error.to_string(), MAX_NOTED);
                 tracing::info!(target: "courtier::audit", action, target, %error, "not done");
             }
         }
