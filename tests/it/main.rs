@@ -32,6 +32,7 @@ mod impatient;
 mod instance;
 mod load;
 mod logs;
+mod management;
 mod message_log;
 mod metrics;
 mod native;

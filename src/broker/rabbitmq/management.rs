@@ -10,7 +10,7 @@ use std::{
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Certificate, Client, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, Response, StatusCode, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -30,6 +30,8 @@ const LEAVE_ALONE: Duration = Duration::from_secs(3);
 /// What of a queue is asked for; the rest of what RabbitMQ tells is larger than this by far.
 const QUEUE_COLUMNS: &str = "name,type,durable,arguments,effective_policy_definition,messages_ready,\
     messages_unacknowledged,message_bytes_ready,consumers,message_stats";
+const EXCHANGE_COLUMNS: &str = "name,type,durable,internal,arguments";
+const BINDING_COLUMNS: &str = "source,destination,destination_type,routing_key,arguments";
 const NODE_COLUMNS: &str =
     "name,running,mem_used,mem_limit,mem_alarm,disk_free,disk_free_limit,disk_free_alarm";
 
@@ -63,7 +65,10 @@ impl Management {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
             // It is a neighbour: a proxy for the world outside has no business here.
-            .no_proxy();
+            .no_proxy()
+            // Credentials are for it alone.
+            .redirect(redirect::Policy::none())
+            .referer(false);
         if let Some(pem) = &options.ca_pem {
             let certificates = Certificate::from_pem_bundle(pem.as_bytes());
             for certificate in certificates.map_err(|error| error.to_string())? {
@@ -78,36 +83,29 @@ impl Management {
     }
 
     pub(super) async fn queues(&self) -> Result<Vec<QueueInfo>, Error> {
-        let path = format!("queues/{}?columns={QUEUE_COLUMNS}", self.virtual_host());
-        let queues: Vec<Queue> = self.list(&path).await?;
+        let queues: Vec<Queue> = self.all("queues", QUEUE_COLUMNS).await?;
         Ok(queues.into_iter().map(QueueInfo::from).collect())
     }
 
     /// `None`: it knows of no such queue (yet).
     pub(super) async fn queue(&self, name: &str) -> Result<Option<QueueInfo>, Error> {
-        let (host, name) = (self.virtual_host(), escape(name));
-        let path = format!("queues/{host}/{name}?columns={QUEUE_COLUMNS}");
-        let queue: Option<Queue> = self.get(&path).await?;
-        Ok(queue.map(QueueInfo::from))
+        let found: Option<Queue> = self.one("queues", name, QUEUE_COLUMNS).await?;
+        Ok(found.map(QueueInfo::from))
     }
 
     pub(super) async fn exchanges(&self) -> Result<Vec<ExchangeInfo>, Error> {
-        let columns = "name,type,durable,internal,arguments";
-        let path = format!("exchanges/{}?columns={columns}", self.virtual_host());
-        let exchanges: Vec<Exchange> = self.list(&path).await?;
+        let exchanges: Vec<Exchange> = self.all("exchanges", EXCHANGE_COLUMNS).await?;
         Ok(exchanges.into_iter().map(ExchangeInfo::from).collect())
     }
 
     /// `None`: it knows of no such exchange (yet).
     pub(super) async fn exchange(&self, name: &str) -> Result<Option<ExchangeInfo>, Error> {
-        let (host, name) = (self.virtual_host(), escape(name));
-        let exchange: Option<Exchange> = self.get(&format!("exchanges/{host}/{name}")).await?;
-        Ok(exchange.map(ExchangeInfo::from))
+        let found: Option<Exchange> = self.one("exchanges", name, EXCHANGE_COLUMNS).await?;
+        Ok(found.map(ExchangeInfo::from))
     }
 
     pub(super) async fn bindings(&self) -> Result<Vec<BindingInfo>, Error> {
-        let path = format!("bindings/{}", self.virtual_host());
-        let bindings: Vec<Binding> = self.list(&path).await?;
+        let bindings: Vec<Binding> = self.all("bindings", BINDING_COLUMNS).await?;
         let named = bindings.into_iter().filter(|one| !one.source.is_empty());
         Ok(named.map(BindingInfo::from).collect())
     }
@@ -127,7 +125,9 @@ impl Management {
         let answer = self.send("overview").await;
         let answer = match answer {
             Ok(answer) => answer,
-            Err(Refused::Forbidden(reason) | Refused::Down(reason)) => return Err(reason),
+            Err(Refused::Forbidden(reason) | Refused::Odd(reason) | Refused::Down(reason)) => {
+                return Err(reason);
+            }
         };
         let date = answer.and_then(|answer| {
             let date = answer.headers().get(reqwest::header::DATE)?.to_str().ok()?;
@@ -137,8 +137,35 @@ impl Management {
         Ok(date)
     }
 
-    fn virtual_host(&self) -> String {
-        escape(&self.options.virtual_host)
+    /// All of a kind in this virtual host.
+    async fn all<T: DeserializeOwned>(&self, kind: &str, columns: &str) -> Result<Vec<T>, Error> {
+        let host = escape(&self.options.virtual_host);
+        self.list(&format!("{kind}/{host}?columns={columns}")).await
+    }
+
+    /// One of a kind in this virtual host. `None`: there is no such thing.
+    async fn one<T: DeserializeOwned + Named>(
+        &self,
+        kind: &str,
+        name: &str,
+        columns: &str,
+    ) -> Result<Option<T>, Error> {
+        let host = escape(&self.options.virtual_host);
+        // In a path, each spelling of these means this place or the one above it (https://url.spec.whatwg.org/#double-dot-path-segment):
+        // another thing would be asked for.
+        if !matches!(name, "." | "..") {
+            let name = escape(name);
+            return self
+                .get(&format!("{kind}/{host}/{name}?columns={columns}"))
+                .await;
+        }
+        // A page of those whose names match, of which there is one (https://www.rabbitmq.com/docs/http-api-reference#pagination).
+        let pattern = escape(&format!("^{}$", name.replace('.', "\\.")));
+        let page = "page=1&page_size=10&use_regex=true";
+        let path = format!("{kind}/{host}?columns={columns}&{page}&name={pattern}");
+        let page: Option<PageOf<T>> = self.get(&path).await?;
+        let mut found = page.into_iter().flat_map(|page| page.items);
+        Ok(found.find(|one| one.name() == name))
     }
 
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
@@ -160,6 +187,16 @@ impl Management {
                 Ok(answer)
             }
             Err(Refused::Forbidden(reason)) => Err(Error::ManagementDown(reason)),
+            // It answers, if not this: others are not to do without it.
+            Err(Refused::Odd(reason)) => {
+                self.note(None);
+                tracing::debug!(
+                    path,
+                    reason,
+                    "an answer of RabbitMQ's management API is no use"
+                );
+                Err(Error::ManagementDown(reason))
+            }
             Err(Refused::Down(reason)) => {
                 self.note(Some(Trouble {
                     since: Instant::now(),
@@ -200,8 +237,11 @@ impl Management {
         let Some(answer) = self.send(path).await? else {
             return Ok(None);
         };
-        let read = answer.json().await;
-        read.map(Some).map_err(|error| self.down(&error))
+        let read = answer.bytes().await.map_err(|error| self.down(&error))?;
+        serde_json::from_slice(&read).map(Some).map_err(|error| {
+            let url = &self.options.url;
+            Refused::Odd(format!("{url} answers what cannot be read: {error}"))
+        })
     }
 
     fn down(&self, error: &reqwest::Error) -> Refused {
@@ -227,7 +267,15 @@ impl Management {
                 "it refuses user {user:?}: give the user the tag \"monitoring\" (rabbitmqctl set_user_tags)"
             ))),
             status if status.is_success() => Ok(Some(answer)),
-            status => Err(Refused::Down(format!("{url} answers {status}"))),
+            status if status.is_redirection() => Err(Refused::Down(format!(
+                "{url} answers {status}, and redirects are not followed: RABBITMQ_MANAGEMENT_URL must name the place itself"
+            ))),
+            // Who is in front of it cannot reach it, or it has too much to do. Other errors are about what was asked.
+            status @ (StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT) => Err(Refused::Down(format!("{url} answers {status}"))),
+            status => Err(Refused::Odd(format!("{url} answers {status}"))),
         }
     }
 }
@@ -235,6 +283,8 @@ impl Management {
 enum Refused {
     /// It answers, and does not allow this.
     Forbidden(String),
+    /// It answers, and nobody can use that. It says nothing of other questions.
+    Odd(String),
     Down(String),
 }
 
@@ -252,6 +302,29 @@ fn root(error: &reqwest::Error) -> String {
 
 fn escape(name: &str) -> String {
     utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
+}
+
+/// What has a name.
+trait Named {
+    fn name(&self) -> &str;
+}
+
+impl Named for Queue {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Named for Exchange {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+struct PageOf<T> {
+    items: Vec<T>,
 }
 
 #[derive(Default, Deserialize)]
