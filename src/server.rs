@@ -290,7 +290,9 @@ pub async fn run(
         failed = &mut serving => return Ok(failed.unwrap_or(Ok(()))?),
         () = shutdown => {}
     }
-    info!("stopping: subscribers have {grace:?} to settle");
+    info!(
+        "stopping: subscribers have {grace:?} to settle; a second SIGTERM or SIGINT cuts that short"
+    );
     following.abort();
     following_store.abort();
     health.stopping().await;

@@ -133,7 +133,12 @@ fn block_on(command: impl Future<Output = Result<(), Exit>>) -> ExitCode {
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(command),
+        Ok(runtime) => {
+            let outcome = runtime.block_on(command);
+            // Who is done, or was told to stop twice, waits for no thread that still reads or flushes something.
+            runtime.shutdown_background();
+            outcome
+        }
         Err(error) => Err(Exit::new(Exit::FAILED, error.to_string())),
     };
     report(outcome)

@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Arg, ArgMatches, Args, FromArgMatches, error::Error};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::{Exit, block_on, report};
 use crate::{
@@ -130,13 +131,20 @@ async fn serve(config: Config) -> Result<(), Exit> {
     }
     // A closed standard error is no reason not to serve.
     let _ = writeln!(io::stderr(), "{steps}");
+    let cut = CancellationToken::new();
     let shutdown = async {
-        if let Err(error) = shutdown::requested().await {
+        if let Err(error) = shutdown::requested_then_cut(cut.clone()).await {
             tracing::error!(%error, "cannot wait for signals; stopping");
         }
     };
-    let ended = server::serve(config, listener, shutdown).await;
-    ended.map_err(|error| Exit::new(Exit::FAILED, chain(&error)))
+    let ended = cut.run_until_cancelled(server::serve(config, listener, shutdown));
+    match ended.await {
+        Some(ended) => ended.map_err(|error| Exit::new(Exit::FAILED, chain(&error))),
+        None => {
+            let problem = "cut by a second signal: publishes under way may be unanswered, and unsettled deliveries return to their queues";
+            Err(Exit::new(Exit::FAILED, problem))
+        }
+    }
 }
 
 fn is_plain(name: &str) -> bool {

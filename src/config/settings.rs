@@ -226,7 +226,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "SHUTDOWN_GRACE",
         "20s",
-        "How long settling goes on after SIGTERM",
+        "How long settling goes on after SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT cuts it short",
     ),
     setting(
         "CORS_ORIGINS",

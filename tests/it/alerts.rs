@@ -345,3 +345,41 @@ async fn a_webhook_is_told_and_told_again_when_it_did_not_listen() {
     assert!(cleared["cleared_at"].is_string());
     serving.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_leads_elsewhere_is_not_followed() {
+    use axum::{http::StatusCode, response::Redirect, routing::any};
+    let (asked, mut heard) = mpsc::unbounded_channel();
+    let elsewhere = asked.clone();
+    let app = axum::Router::new()
+        .route(
+            "/hook/{token}",
+            any(move || async move {
+                asked.send("the hook").expect("the test listens");
+                Redirect::temporary("/elsewhere")
+            }),
+        )
+        .route(
+            "/elsewhere",
+            any(move || async move {
+                elsewhere.send("elsewhere").expect("the test listens");
+                StatusCode::NO_CONTENT
+            }),
+        );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+    let office = Office::nervous(On::Embedded, |alerts| {
+        let url = format!("http://{address}/hook/the-token");
+        alerts.webhook = Some(SecretString::from(url));
+    })
+    .await;
+    let queue = office.plain("q").await;
+    office.fill(&queue, &["a"]).await;
+    // It is asked again, because the first answer was none.
+    for _ in 0..2 {
+        assert_eq!(timely(heard.recv()).await, Some("the hook"));
+    }
+    serving.abort();
+}

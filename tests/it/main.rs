@@ -60,6 +60,7 @@ mod rest_queues;
 mod scripted;
 mod settle;
 mod standard;
+mod stop;
 mod store;
 mod subscribe;
 mod subscribe_end;

@@ -89,7 +89,19 @@ impl Process {
         self.signal("CONT");
     }
 
-    fn signal(&self, name: &str) {
+    /// Waits until it has ended by itself; its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("the gateway ends", || {
+            status = self.child.try_wait().expect("it was started");
+            std::future::ready(status.is_some())
+        })
+        .await;
+        status.and_then(|status| status.code())
+    }
+
+    /// Sends it a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
         let mut kill = Command::new("kill");
         kill.args(["-s", name, &self.child.id().to_string()]);
         assert!(kill.status().expect("a shell's tool").success());

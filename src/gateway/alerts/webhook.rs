@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use reqwest::Client;
+use reqwest::{Client, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::{sync::broadcast, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Alert;
+use crate::text::chain;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The pauses before it is tried again.
@@ -21,17 +22,21 @@ const AGAIN: [Duration; 3] = [
 pub struct Webhook {
     url: SecretString,
     service: String,
-    client: Client,
+    /// Could not be made, in which case nobody is told: no other client would do, as it would follow redirects.
+    client: reqwest::Result<Client>,
 }
 
 impl Webhook {
     pub fn new(url: SecretString, service: &str) -> Self {
-        // What a builder with nothing but a timeout can fail at, the default client fails at too.
-        let client = Client::builder().timeout(TIMEOUT).build();
+        let client = Client::builder()
+            .timeout(TIMEOUT)
+            // The URL may hold a secret, and alerts name queues: neither is for whoever a redirect leads to.
+            .redirect(redirect::Policy::none())
+            .referer(false);
         Self {
             url,
             service: service.to_owned(),
-            client: client.unwrap_or_default(),
+            client: client.build(),
         }
     }
 
@@ -74,13 +79,16 @@ impl Webhook {
 
     /// The URL may hold a secret: errors are told without it.
     async fn post(&self, body: &Value) -> Result<(), String> {
-        let posted = self.client.post(self.url.expose_secret()).json(body).send();
-        let answer = posted
-            .await
-            .map_err(|error| error.without_url().to_string())?;
+        let client = self.client.as_ref().map_err(ToString::to_string)?;
+        let posted = client.post(self.url.expose_secret()).json(body).send();
+        let answer = posted.await.map_err(|error| chain(&error.without_url()))?;
         let status = answer.status();
         if status.is_success() {
             Ok(())
+        } else if status.is_redirection() {
+            Err(format!(
+                "it answers {status}, and redirects are not followed: ALERT_WEBHOOK_URL must name the place itself"
+            ))
         } else {
             Err(format!("it answers {status}"))
         }
