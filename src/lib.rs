@@ -22,7 +22,9 @@ mod finish;
 pub mod message;
 pub mod metrics; // figures for those who watch
 pub mod names;
+pub mod origins;
 pub mod telemetry;
 pub mod text;
 pub mod timer;
 pub mod traces; // the journey of each message
+pub mod url;

@@ -2,7 +2,6 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use http::HeaderValue;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
@@ -30,6 +29,7 @@ use crate::{
     grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer},
     http::{self as rest, unread::UnreadLayer},
     metrics::Metrics,
+    origins::{BadOrigin, Origins},
     store::{OpenError, Store},
     traces::{BadEndpoint, Traces},
 };
@@ -61,10 +61,8 @@ pub enum ServeError {
     Traces(#[from] BadEndpoint),
     #[error("the API's description does not load")]
     Reflection(#[from] tonic_reflection::server::Error),
-    #[error("CORS_ORIGINS: {0:?} is not an origin")]
-    Cors(String),
-    #[error("CORS_ORIGINS")]
-    Origin(#[from] tower_http::csrf::ConfigError),
+    #[error("CORS_ORIGINS: {0}")]
+    Origin(#[from] BadOrigin),
     #[error("the server failed")]
     Transport(#[from] tonic::transport::Error),
     #[error("streams were still open when the grace ended, and were cut")]
@@ -343,17 +341,11 @@ async fn follow(health: Health, broker: Arc<dyn Broker>) {
 }
 
 /// Lets web pages of these origins call, and read what gRPC-Web answers in headers.
-fn cors(origins: &[String]) -> Result<Option<CorsLayer>, ServeError> {
-    let origin = match origins {
-        [] => return Ok(None),
-        [all] if all == "*" => AllowOrigin::any(),
-        some => {
-            let parse = |origin: &String| {
-                let parsed: Result<HeaderValue, _> = origin.parse();
-                parsed.map_err(|_| ServeError::Cors(origin.clone()))
-            };
-            AllowOrigin::list(some.iter().map(parse).collect::<Result<Vec<_>, _>>()?)
-        }
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>, BadOrigin> {
+    let origin = match Origins::read(origins)? {
+        Origins::All => AllowOrigin::any(),
+        Origins::These(none, _) if none.is_empty() => return Ok(None),
+        Origins::These(some, _) => AllowOrigin::list(some),
     };
     let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin"];
     let layer = CorsLayer::new()

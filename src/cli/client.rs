@@ -73,6 +73,21 @@ impl Server {
         }
     }
 
+    /// The URL, unless it is that of the gateway that these settings start on this machine.
+    pub(super) fn elsewhere(&self) -> Result<Option<String>, Exit> {
+        if self.url.as_deref().unwrap_or_default().is_empty() {
+            return Ok(None);
+        }
+        let url = self.url()?;
+        let Ok(port) = own_port() else {
+            return Ok(Some(url));
+        };
+        let own = ["127.0.0.1", "localhost", "[::1]"];
+        let mut own = own.map(|host| format!("http://{host}:{port}")).into_iter();
+        let is_own = own.any(|own| url.trim_end_matches('/') == own);
+        Ok((!is_own).then_some(url))
+    }
+
     /// Connects.
     pub(super) async fn connect(&self) -> Result<Channel, Exit> {
         let url = self.url()?;

@@ -126,10 +126,10 @@ fn failed(error: OpenError) -> Exit {
                 path.display()
             ),
         ),
-        OpenError::Database(cause) => Exit::new(
+        OpenError::Database(place, cause) => Exit::new(
             Exit::NOT_DONE,
             format!(
-                "the database is away, or refuses ({}); courtier config print shows where it is looked for",
+                "the database is away, or refuses ({place}: {}); courtier config print shows where it is looked for",
                 root(cause)
             ),
         ),

@@ -25,8 +25,9 @@ use crate::{
         Limits, alerts,
         message_log::{self, Room},
     },
+    origins::Origins,
     store::{self, Place},
-    traces,
+    telemetry, traces, url,
 };
 
 /// How often due retries are looked for.
@@ -124,7 +125,7 @@ impl Config {
             topology,
             limits: limits(&mut reader, &defaults),
             http: Http {
-                cors_origins: reader.list("CORS_ORIGINS"),
+                cors_origins: cors_origins(&mut reader),
                 max_streams_per_connection: reader.number("MAX_STREAMS_PER_CONNECTION"),
                 max_connection_age: reader.duration("MAX_CONNECTION_AGE"),
                 keepalive_interval: reader.duration("KEEPALIVE_INTERVAL"),
@@ -132,7 +133,7 @@ impl Config {
             },
             log: Log {
                 json: reader.one_of("LOG_FORMAT", &["text", "json"]) == "json",
-                filter: reader.text("RUST_LOG"),
+                filter: log_filter(&mut reader),
             },
             traces: traces(&mut reader, &app.name),
             app,
@@ -172,12 +173,43 @@ impl App {
     }
 }
 
+fn cors_origins(reader: &mut Reader) -> Vec<String> {
+    let origins = reader.list("CORS_ORIGINS");
+    if let Err(bad) = Origins::read(&origins) {
+        reader.problem("CORS_ORIGINS", &bad.to_string());
+    }
+    origins
+}
+
+fn log_filter(reader: &mut Reader) -> String {
+    let filter = reader.text("RUST_LOG");
+    if let Err(error) = telemetry::filter(&filter) {
+        reader.problem("RUST_LOG", &error.to_string());
+    }
+    filter
+}
+
+/// A port, as Kubernetes may inject it: tcp://10.0.0.1:5672.
+fn port(reader: &mut Reader, name: &str, text: &str) -> u16 {
+    let digits = text.rsplit(':').next().unwrap_or(text);
+    let port = reader.parsed(name, digits, "a port", 0);
+    if port == 0 && digits.trim() == "0" {
+        reader.problem(name, "0 is not a port that leads anywhere");
+    }
+    port
+}
+
 /// RabbitMQ, when any of its variables is set.
 fn rabbitmq(reader: &mut Reader) -> Option<rabbitmq::Options> {
     let ca_pem = reader.file("RABBITMQ_CA_FILE");
-    let url = match reader.optional("RABBITMQ_URL") {
-        Some(url) => url,
-        None => rabbitmq_url(reader)?,
+    let is_empty = |pem: &String| !rabbitmq::holds_certificates(pem);
+    if ca_pem.as_ref().is_some_and(is_empty) {
+        reader.problem("RABBITMQ_CA_FILE", "holds no certificates (PEM)");
+        return None;
+    }
+    let (name, url) = match reader.optional("RABBITMQ_URL") {
+        Some(url) => ("RABBITMQ_URL", url),
+        None => ("RABBITMQ_HOST", rabbitmq_url(reader)?),
     };
     let options = rabbitmq::Options {
         url: SecretString::from(url),
@@ -187,7 +219,7 @@ fn rabbitmq(reader: &mut Reader) -> Option<rabbitmq::Options> {
     match options.check() {
         Ok(()) => Some(options),
         Err(problem) => {
-            reader.problem("RABBITMQ_URL", &problem.to_string());
+            reader.problem(name, &problem.to_string());
             None
         }
     }
@@ -196,12 +228,10 @@ fn rabbitmq(reader: &mut Reader) -> Option<rabbitmq::Options> {
 /// Where its management API is; port 0 switches it off.
 fn management(reader: &mut Reader) -> ManagementAt {
     if let Some(url) = reader.optional("RABBITMQ_MANAGEMENT_URL") {
-        return match url.parse() {
+        return match url::of_server(&url, "http:// or https://") {
             Ok(url) => ManagementAt::Url(url),
-            Err(_) => {
-                // Without it: it may hold a password.
-                let problem = "is not a URL such as https://rabbitmq:15671";
-                reader.problem("RABBITMQ_MANAGEMENT_URL", problem);
+            Err(bad) => {
+                reader.problem("RABBITMQ_MANAGEMENT_URL", &bad.to_string());
                 ManagementAt::Off
             }
         };
@@ -227,10 +257,11 @@ fn rabbitmq_url(reader: &mut Reader) -> Option<String> {
         }
         return None;
     };
-    let port = reader.text("RABBITMQ_PORT");
-    // Kubernetes: tcp://10.0.0.1:5672
-    let digits = port.rsplit(':').next().unwrap_or(&port).to_owned();
-    let port: u16 = reader.parsed("RABBITMQ_PORT", &digits, "a port", 0);
+    let port = port(reader, "RABBITMQ_PORT", &reader.text("RABBITMQ_PORT"));
+    if port == 0 {
+        // Said already.
+        return None;
+    }
     let (user, password) = (
         reader.text("RABBITMQ_USER"),
         reader.text("RABBITMQ_PASSWORD"),
@@ -339,9 +370,11 @@ fn alerts(reader: &mut Reader) -> alerts::Options {
         reader.problem("ALERT_QUEUE_DEPTH", "must be a percentage from 1 to 100");
     }
     let webhook = reader.optional("ALERT_WEBHOOK_URL");
-    let is_url = |text: &String| text.starts_with("http://") || text.starts_with("https://");
-    if webhook.as_ref().is_some_and(|text| !is_url(text)) {
-        reader.problem("ALERT_WEBHOOK_URL", "must begin with http:// or https://");
+    let read = webhook
+        .as_deref()
+        .map(|text| url::of_place(text, "http:// or https://"));
+    if let Some(Err(bad)) = read {
+        reader.problem("ALERT_WEBHOOK_URL", &bad.to_string());
     }
     alerts::Options {
         every: every.max(SHORTEST_LOOK),
@@ -375,7 +408,7 @@ fn database(reader: &mut Reader) -> store::Options {
 fn database_place(reader: &mut Reader) -> Place {
     if let Some(url) = reader.optional("DATABASE_URL") {
         return Place::parse(&url).unwrap_or_else(|problem| {
-            reader.problem("DATABASE_URL", problem);
+            reader.problem("DATABASE_URL", &problem.to_string());
             Place::File(PathBuf::new())
         });
     }
@@ -413,18 +446,21 @@ fn database_place(reader: &mut Reader) -> Place {
             return Place::File(folder.join(file));
         }
     };
-    let port = reader
-        .optional("DB_PORT")
-        .unwrap_or_else(|| port.to_owned());
-    // Kubernetes: tcp://10.0.0.1:3306
-    let digits = port.rsplit(':').next().unwrap_or(&port).to_owned();
-    let port: u16 = reader.parsed("DB_PORT", &digits, "a port", 0);
+    let set = reader.optional("DB_PORT");
+    let port = self::port(reader, "DB_PORT", &set.unwrap_or_else(|| port.to_owned()));
+    if port == 0 {
+        // Said already.
+        return Place::File(PathBuf::new());
+    }
     let host = reader.text("DB_HOST");
     let names = ["DB_USERNAME", "DB_PASSWORD"].map(|name| escape(&reader.text(name)));
     let [user, password] = names;
     let database = escape(&database);
     let url = format!("{scheme}://{user}:{password}@{host}:{port}/{database}");
-    Place::Server(SecretString::from(url))
+    Place::parse(&url).unwrap_or_else(|problem| {
+        reader.problem("DB_HOST", &problem.to_string());
+        Place::File(PathBuf::new())
+    })
 }
 
 #[cfg(test)]
@@ -571,6 +607,74 @@ mod tests {
         assert!(lease("999ms").is_err());
         let config = lease("1s").expect("valid");
         assert_eq!(config.retries.lease, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn what_serve_refuses_the_configuration_does() {
+        for (name, bad) in [
+            ("CORS_ORIGINS", "127.0.0.1:8080"),
+            ("CORS_ORIGINS", "https://app.example.org/path"),
+            ("RUST_LOG", "courtier=loud"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "otel:4317"),
+            ("ALERT_WEBHOOK_URL", "https://"),
+            ("RABBITMQ_MANAGEMENT_URL", "rabbitmq:15672"),
+            ("RABBITMQ_URL", "amqp://h:99999/"),
+            ("RABBITMQ_URL", "amqp://h/?heartbeat=often"),
+            ("RABBITMQ_URL", "amqp://h/%2e%2E?heartbeat=5"),
+            ("DATABASE_URL", "mysql://h:99999/db"),
+            ("DATABASE_URL", "postgres://h/db?sslmode=perhaps"),
+        ] {
+            let problem = read(&[(name, bad)]).map(drop).expect_err(bad);
+            assert!(problem.contains(name), "{problem}");
+        }
+        for port in ["0", "70000", "none"] {
+            let host = ("RABBITMQ_HOST", "127.0.0.1");
+            let problem = read(&[host, ("RABBITMQ_PORT", port)]).expect_err(port);
+            assert!(problem.contains("RABBITMQ_PORT"), "{problem}");
+            let kind = ("DB_CONNECTION", "mysql");
+            let problem = read(&[kind, ("DB_PORT", port)]).expect_err(port);
+            assert!(problem.contains("DB_PORT"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn no_password_is_in_what_is_wrong_nor_in_what_is_printed() {
+        let hostile = [
+            "amqp://u:secret/w@h/",
+            "mysql://u:secret#w@h/db",
+            "postgres://u:1/secret@h/db",
+            "http://u:secret@h:port/",
+            "http://u:secret/w@h",
+            "u:secret@h",
+            "secret",
+            "amqp:u:secret@h",
+        ];
+        for setting in settings::SETTINGS {
+            for text in hostile {
+                if !setting.secret && text == "secret" {
+                    continue;
+                }
+                let set = [(setting.name, text)];
+                if setting.secret || text.contains("://") || setting.name.ends_with("_ENDPOINT") {
+                    let problem = read(&set).map_or_else(|problem| problem, |_| String::new());
+                    assert!(!problem.contains("secret"), "{}: {problem}", setting.name);
+                    let printed = Reader::fixed(&set).print();
+                    let value = |entry: &(_, String, _)| entry.1.contains("secret");
+                    assert!(!printed.iter().any(value), "{} of {text}", setting.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_by_its_line_alone() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let text = "app_port = 1\nrabbitmq_password = secret\n";
+        std::fs::write(file.path(), text).expect("writable");
+        let path = file.path().to_str().expect("a plain path");
+        let problem = read(&[("COURTIER_CONFIG", path)]).expect_err("not TOML");
+        assert!(problem.contains("line 2"), "{problem}");
+        assert!(!problem.contains("secret"), "{problem}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, fs, str::FromStr, time::Duration};
 
 use super::settings::{SETTINGS, Setting};
+use crate::url::without_secrets;
 
 /// Everything that is wrong with the configuration.
 #[derive(Debug, Default)]
@@ -119,7 +120,8 @@ impl Reader {
         let text = self.text(name);
         if !allowed.contains(&text.as_str()) {
             let named: Vec<_> = allowed.iter().filter(|text| !text.is_empty()).collect();
-            self.problem(name, &format!("{text:?} is none of {named:?}"));
+            let text = quoted(name, &text);
+            self.problem(name, &format!("{text} is none of {named:?}"));
         }
         text
     }
@@ -139,7 +141,8 @@ impl Reader {
         placeholder: T,
     ) -> T {
         text.trim().parse().unwrap_or_else(|_| {
-            self.problem(name, &format!("{text:?} is not {expected}"));
+            let text = quoted(name, text);
+            self.problem(name, &format!("{text} is not {expected}"));
             placeholder
         })
     }
@@ -161,7 +164,8 @@ impl Reader {
             Ok(ms) => Duration::from_millis(ms),
             Err(_) => humantime::parse_duration(text.trim()).unwrap_or_else(|_| {
                 let expected = "is neither milliseconds nor a time such as 30s, 5m or 24h";
-                self.problem(name, &format!("{text:?} {expected}"));
+                let text = quoted(name, text);
+                self.problem(name, &format!("{text} {expected}"));
                 Duration::ZERO
             }),
         }
@@ -180,7 +184,8 @@ impl Reader {
             .and_then(|bytes| bytes.checked_mul(1 << shift))
             .unwrap_or_else(|| {
                 let expected = "is not a number of bytes, such as 4194304 or 4MiB";
-                self.problem(name, &format!("{text:?} {expected}"));
+                let text = quoted(name, &text);
+                self.problem(name, &format!("{text} {expected}"));
                 0
             })
     }
@@ -214,12 +219,33 @@ impl Reader {
             let from = value.map_or("default", |value| &value.from).to_owned();
             let text = match value {
                 Some(_) if setting.secret => "(hidden)".to_owned(),
-                Some(value) => value.text.clone(),
+                Some(value) => shown(setting.name, &value.text),
                 None => setting.default.to_owned(),
             };
             (setting, text, from)
         };
         SETTINGS.iter().map(shown).collect()
+    }
+}
+
+/// A value as people are shown it: a URL may hold a password although the setting is no secret.
+fn shown(name: &str, text: &str) -> String {
+    // OpenTelemetry's may be written without `http://`.
+    if text.contains("://") || name.ends_with("_ENDPOINT") {
+        without_secrets(text)
+    } else {
+        text.to_owned()
+    }
+}
+
+/// A value in a sentence that says what is wrong with it.
+fn quoted(name: &str, text: &str) -> String {
+    let is_secret = SETTINGS
+        .iter()
+        .any(|setting| setting.name == name && setting.secret);
+    match is_secret {
+        true => "its value".to_owned(),
+        false => format!("{:?}", shown(name, text)),
     }
 }
 
@@ -250,12 +276,19 @@ fn secret_file(
     }
 }
 
+/// Where a file cannot be read, and why. The line itself may hold a password.
+fn unreadable(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.unwrap_or_default().matches('\n').count() + 1;
+    format!("line {line}: {}", error.message())
+}
+
 /// A flat TOML file; its keys are the settings' names in lower case.
 fn read_file(path: &str) -> Result<BTreeMap<String, String>, String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
     let table: toml::Table = text
         .parse()
-        .map_err(|error: toml::de::Error| error.to_string())?;
+        .map_err(|error: toml::de::Error| unreadable(&text, &error))?;
     let known = |key: &str| SETTINGS.iter().any(|s| s.name.to_lowercase() == key);
     let entries = table.into_iter().map(|(key, value)| {
         if !known(&key) {

@@ -12,12 +12,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tower_http::csrf::{ConfigError, CsrfLayer, ProtectionError};
+use tower_http::csrf::{CsrfLayer, ProtectionError};
 use utoipa::ToSchema;
 
 use crate::{
     error::{Code, Failure, Reason},
     gateway::validate::Invalid,
+    origins::Origins,
 };
 
 /// How much of an error text is told: parts of a request may be in it.
@@ -216,17 +217,13 @@ type Refusal = fn(ProtectionError) -> Response;
 
 /// Refuses what a web page of another origin asks a visitor's browser to send: a plain form could purge a queue of a gateway
 /// that listens on that visitor's machine. Other clients send no such headers. `None`: pages of all origins may call.
-pub(super) fn cross_site(origins: &[String]) -> Result<Option<CsrfLayer<Refusal>>, ConfigError> {
-    if origins.iter().any(|origin| origin == "*") {
-        return Ok(None);
-    }
-    let mut layer = CsrfLayer::new();
-    for origin in origins {
-        layer = layer.add_trusted_origin(origin)?;
-    }
+pub(super) fn cross_site(origins: Origins) -> Option<CsrfLayer<Refusal>> {
+    let Origins::These(_, layer) = origins else {
+        return None;
+    };
     let refusal: Refusal = |_| {
         let message = "sent by a web page of another origin; CORS_ORIGINS says which may call";
         Error::new(StatusCode::FORBIDDEN, "CROSS_SITE", message.to_owned()).into_response()
     };
-    Ok(Some(layer.with_rejection_response(refusal)))
+    Some(layer.with_rejection_response(refusal))
 }

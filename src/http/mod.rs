@@ -17,10 +17,13 @@ pub mod unread;
 
 use axum::{Router, middleware};
 use tower::util::option_layer;
-use tower_http::csrf::ConfigError;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{gateway::Gateway, store::Presence};
+use crate::{
+    gateway::Gateway,
+    origins::{BadOrigin, Origins},
+    store::Presence,
+};
 
 /// The routes. `service` is the name that `/api/health` answers; `origins` are those of the web pages that may call.
 pub fn routes(
@@ -28,7 +31,7 @@ pub fn routes(
     gateway: &Gateway,
     database: Presence,
     origins: &[String],
-) -> Result<Router, ConfigError> {
+) -> Result<Router, BadOrigin> {
     let api = OpenApiRouter::new()
         .merge(publish::routes(&gateway.limits))
         .merge(failed::routes())
@@ -42,6 +45,6 @@ pub fn routes(
         .route("/openapi.json", openapi::serve(description))
         .fallback(error::no_such_route)
         .method_not_allowed_fallback(error::no_such_method)
-        .layer(option_layer(error::cross_site(origins)?))
+        .layer(option_layer(error::cross_site(Origins::read(origins)?)))
         .layer(middleware::from_fn(deadline::enforce)))
 }

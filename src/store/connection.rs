@@ -1,6 +1,7 @@
 //! Connections to the database: which engine, how it is set up, and that it is reached again when it was away.
 
 use std::{
+    fmt,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     sync::{
@@ -10,11 +11,15 @@ use std::{
     time::Duration,
 };
 
+use chrono::{SubsecRound, Utc};
 use courtier_migrations as migrations;
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, RuntimeErr,
+    Statement,
     sqlx::{
-        self, Executor, MySqlConnection, PgConnection,
+        self, ConnectOptions as _, Connection, Executor, MySqlConnection, PgConnection,
+        mysql::MySqlConnectOptions,
+        postgres::PgConnectOptions,
         sqlite::{SqliteJournalMode, SqliteSynchronous},
     },
 };
@@ -24,6 +29,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    failure::Time,
+    url::{self, BadUrl},
+};
 
 /// Where the database is.
 #[derive(Clone, Debug)]
@@ -35,26 +45,55 @@ pub enum Place {
 }
 
 impl Place {
-    /// Reads `sqlite:FILE`, `mysql://…`, `mariadb://…`, `postgres://…`, `postgresql://…` or `pgsql://…`.
-    pub fn parse(url: &str) -> Result<Self, &'static str> {
-        let (scheme, rest) = url.split_once(':').unwrap_or_default();
+    /// Reads `sqlite:FILE`, `mysql://…`, `mariadb://…`, `postgres://…`, `postgresql://…` or `pgsql://…`, as it is used later: what is
+    /// accepted here can be connected to.
+    pub fn parse(text: &str) -> Result<Self, BadPlace> {
+        let (scheme, rest) = text.split_once(':').unwrap_or_default();
         let scheme = match scheme {
             "sqlite" => {
                 let file = rest.strip_prefix("//").unwrap_or(rest);
                 return match file {
-                    "" | ":memory:" => Err("must name a file: what is in memory would be lost"),
+                    "" | ":memory:" => Err(BadPlace::InMemory),
                     file => Ok(Self::File(PathBuf::from(file))),
                 };
             }
             "mysql" | "mariadb" => "mysql",
             "postgres" | "postgresql" | "pgsql" => "postgres",
-            _ => return Err("must begin with sqlite:, mysql:// or postgres://"),
+            _ => return Err(BadPlace::Scheme),
         };
-        if !rest.starts_with("//") || rest.len() < 3 {
-            return Err("must name a host, such as mysql://user:password@host:3306/database");
-        }
-        Ok(Self::Server(SecretString::from(format!("{scheme}:{rest}"))))
+        let text = format!("{scheme}:{rest}");
+        url::of_server(&text, "mysql:// or postgres://")?;
+        ServerOptions::parse(&text).map_err(|_| BadPlace::Options)?;
+        Ok(Self::Server(SecretString::from(text)))
     }
+}
+
+/// For people, without password.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Server(url) => match ServerOptions::parse(url.expose_secret()) {
+                Ok(options) => write!(f, "{options}"),
+                Err(_) => f.write_str("an unusable address"),
+            },
+        }
+    }
+}
+
+/// Why a place cannot be a database. Nothing of it is told: it may hold a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPlace {
+    #[error("must begin with sqlite:, mysql:// or postgres://")]
+    Scheme,
+    #[error("must name a file: what is in memory would be lost")]
+    InMemory,
+    #[error(transparent)]
+    Url(#[from] BadUrl),
+    #[error(
+        "has an option after its ? with a value that the database's driver does not know, or text that is not UTF-8"
+    )]
+    Options,
 }
 
 /// How the database is used.
@@ -86,8 +125,8 @@ pub enum OpenError {
         "the schema of the database is not up to date; `courtier migrate up` changes it, or DB_MIGRATE=auto"
     )]
     Behind,
-    #[error("the database cannot be used")]
-    Database(#[source] DbErr),
+    #[error("the database at {0} cannot be used")]
+    Database(Place, #[source] DbErr),
     #[error("the schema of the database cannot be brought up to date")]
     Migration(#[source] migrations::Error),
 }
@@ -193,7 +232,7 @@ impl OpenError {
             Self::Newer(_) | Self::Behind | Self::Folder(..) | Self::InUse(_) | Self::File(..) => {
                 true
             }
-            Self::Database(_) | Self::Migration(_) => matches!(place, Place::File(_)),
+            Self::Database(..) | Self::Migration(_) => matches!(place, Place::File(_)),
         }
     }
 }
@@ -284,7 +323,7 @@ fn lock(place: &Place) -> Result<Option<File>, OpenError> {
 }
 
 async fn connect(options: &Options) -> Result<Pools, OpenError> {
-    let pools = open(options).await.map_err(OpenError::Database)?;
+    let pools = open(options).await?;
     let status = migrations::status(&pools.write).await;
     let status = status.map_err(OpenError::Migration)?;
     if !status.unknown.is_empty() {
@@ -304,15 +343,16 @@ async fn connect(options: &Options) -> Result<Pools, OpenError> {
 /// Opens the database as it is, whatever its schema, for a process that does nothing else.
 pub(super) async fn open_alone(options: &Options) -> Result<(Pools, Option<File>), OpenError> {
     let lock = lock(&options.place)?;
-    let pools = open(options).await.map_err(OpenError::Database)?;
+    let pools = open(options).await?;
     Ok((pools, lock))
 }
 
-async fn open(options: &Options) -> Result<Pools, DbErr> {
-    match &options.place {
+async fn open(options: &Options) -> Result<Pools, OpenError> {
+    let opened = match &options.place {
         Place::File(path) => open_file(path).await,
         Place::Server(url) => open_server(url.expose_secret(), options.max_connections).await,
-    }
+    };
+    opened.map_err(|error| OpenError::Database(options.place.clone(), error))
 }
 
 async fn open_file(path: &Path) -> Result<Pools, DbErr> {
@@ -347,6 +387,13 @@ async fn open_file(path: &Path) -> Result<Pools, DbErr> {
 }
 
 async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
+    // Once without a pool: that says only that it waited in vain.
+    let server = ServerOptions::parse(url)?;
+    let first = timeout(CONNECT_TIMEOUT, server.try_out()).await;
+    first.unwrap_or_else(|_| {
+        let silent = std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time");
+        Err(driver_error(silent.into()))
+    })?;
     let mut options = ConnectOptions::new(url);
     common(&mut options);
     options
@@ -370,6 +417,57 @@ async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
         read: pool.clone(),
         write: pool,
     })
+}
+
+/// What the driver makes of a URL.
+enum ServerOptions {
+    MySql(Box<MySqlConnectOptions>),
+    Postgres(Box<PgConnectOptions>),
+}
+
+impl ServerOptions {
+    fn parse(url: &str) -> Result<Self, DbErr> {
+        let options = match url.starts_with("mysql:") {
+            true => url.parse().map(|options| Self::MySql(Box::new(options))),
+            false => url.parse().map(|options| Self::Postgres(Box::new(options))),
+        };
+        // The driver's own words may hold the URL.
+        options.map_err(|_: sqlx::Error| DbErr::Custom(BadPlace::Options.to_string()))
+    }
+
+    /// Connects once, and leaves.
+    async fn try_out(&self) -> Result<(), DbErr> {
+        let tried = match self {
+            Self::MySql(options) => match options.connect().await {
+                Ok(connection) => connection.close().await,
+                Err(error) => Err(error),
+            },
+            Self::Postgres(options) => match options.connect().await {
+                Ok(connection) => connection.close().await,
+                Err(error) => Err(error),
+            },
+        };
+        tried.map_err(driver_error)
+    }
+}
+
+impl fmt::Display for ServerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (socket, host, port) = match self {
+            Self::MySql(options) => (options.get_socket(), options.get_host(), options.get_port()),
+            Self::Postgres(options) => {
+                (options.get_socket(), options.get_host(), options.get_port())
+            }
+        };
+        match socket {
+            Some(socket) => write!(f, "{}", socket.display()),
+            None => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+fn driver_error(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
 /// Lets the server end a transaction in which nothing happens: its process hangs, or its machine is gone, and others wait for
@@ -415,14 +513,13 @@ async fn max_allowed_packet(pool: &DatabaseConnection) -> Result<u64, DbErr> {
 }
 
 /// The database's clock, on the connection that is used.
-pub(super) async fn now(db: &impl ConnectionTrait) -> Result<crate::failure::Time, DbErr> {
-    use chrono::SubsecRound;
+pub(super) async fn now(db: &impl ConnectionTrait) -> Result<Time, DbErr> {
     let backend = db.get_database_backend();
     let question = match backend {
         DbBackend::Postgres => "SELECT clock_timestamp() AS now",
         DbBackend::MySql => "SELECT UTC_TIMESTAMP(6) AS now",
         // The file is on this machine, and no other process uses it: its clock is ours.
-        _ => return Ok(chrono::Utc::now().trunc_subsecs(6)),
+        _ => return Ok(Utc::now().trunc_subsecs(6)),
     };
     let row = db
         .query_one_raw(Statement::from_string(backend, question))

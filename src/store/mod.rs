@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     collect::Collected,
-    connection::{OpenError, Options, Place},
+    connection::{BadPlace, OpenError, Options, Place},
     error::Error,
     filter::Filter,
     message_log::{

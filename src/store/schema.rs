@@ -17,11 +17,12 @@ pub struct SchemaStatus {
 
 /// Looks, and changes nothing.
 pub async fn schema_status(options: &Options) -> Result<SchemaStatus, OpenError> {
+    let unusable = |error| OpenError::Database(options.place.clone(), error);
     let status = match &options.place {
         // Opening it would make it.
         Place::File(path) if !path.exists() => {
             let nothing = Database::connect("sqlite::memory:").await;
-            migrations::status(&nothing.map_err(OpenError::Database)?).await
+            migrations::status(&nothing.map_err(unusable)?).await
         }
         _ => {
             let (pools, _lock) = connection::open_alone(options).await?;
@@ -50,7 +51,8 @@ pub async fn clock(options: &Options) -> Result<Option<Time>, OpenError> {
     }
     let (pools, _lock) = connection::open_alone(options).await?;
     let now = connection::now(&pools.read).await;
-    now.map(Some).map_err(OpenError::Database)
+    now.map(Some)
+        .map_err(|error| OpenError::Database(options.place.clone(), error))
 }
 
 /// Brings the schema up to date; the steps that were missing.

@@ -20,6 +20,7 @@ use opentelemetry_sdk::{
 use tonic::transport::ClientTlsConfig;
 
 use super::{Exporting, Traces};
+use crate::url::without_secrets;
 
 /// How long the collector may take for a batch.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,7 +44,7 @@ pub struct BadEndpoint(String);
 impl Options {
     /// Reads an endpoint. Without a scheme it is `http://`, on loopback only: elsewhere that should be said.
     pub fn new(endpoint: &str, service: &str) -> Result<Self, BadEndpoint> {
-        let bad = || BadEndpoint(endpoint.to_owned());
+        let bad = || BadEndpoint(without_secrets(endpoint));
         let url = if endpoint.contains("://") {
             endpoint.to_owned()
         } else {
@@ -75,7 +76,7 @@ impl Traces {
             .with_endpoint(&options.endpoint)
             .with_timeout(TIMEOUT)
             .build()
-            .map_err(|_| BadEndpoint(options.endpoint.clone()))?;
+            .map_err(|_| BadEndpoint(without_secrets(&options.endpoint)))?;
         let resource = Resource::builder()
             .with_service_name(options.service.clone())
             .build();
@@ -150,8 +151,10 @@ mod tests {
             assert_eq!(read(endpoint), plain(endpoint));
         }
         assert_eq!(read("http://otel:4317"), plain("otel:4317"));
-        for bad in ["otel:4317", "localhost", "ftp://h:1", "http://", "a b"] {
+        let bad = ["otel:4317", "localhost", "ftp://h:1", "http://", "a b"];
+        for bad in bad.into_iter().chain(["ftp://u:secret@h:1", "u:secret@h"]) {
             let told = Options::new(bad, "s").expect_err(bad).to_string();
+            assert!(!told.contains("secret"), "{told}");
             assert!(told.contains("http://HOST:4317"), "{told}");
         }
     }

@@ -280,8 +280,11 @@ async fn the_doctor_finds_rabbitmq_well() {
     let port = std::env::var("COURTIER_TEST_MANAGEMENT_PORT").expect("set by make test");
     let office = Office::open(On::Managed).await;
     let dir = TempDir::new().expect("a temporary folder");
-    let mut command = courtier(&["doctor", "--output", "json", "--server", &office.address]);
+    // Its own gateway: the one on its port.
+    let (_, own) = office.address.rsplit_once(':').expect("a port");
+    let mut command = courtier(&["doctor", "--output", "json"]);
     command
+        .env("APP_PORT", own)
         .env("DATA_DIR", dir.path())
         .env("RABBITMQ_URL", &url)
         .env("RABBITMQ_MANAGEMENT_PORT", &port);

@@ -9,6 +9,7 @@ mod cli;
 mod cli_admin;
 mod cli_bulk;
 mod cli_desk;
+mod cli_doctor;
 mod cli_edit;
 mod cli_failed;
 mod cli_log;

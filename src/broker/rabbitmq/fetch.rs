@@ -47,7 +47,7 @@ impl Fetching {
         let begin = async {
             let connection = Once::connect(endpoint, Role::Fetch).await;
             let connection = connection.map_err(|cause| {
-                tracing::debug!(cause, "no connection to fetch with");
+                tracing::debug!(%cause, "no connection to fetch with");
                 Error::Down
             })?;
             let channel = channel::open_on(&connection.connection).await?;

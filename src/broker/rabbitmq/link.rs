@@ -80,6 +80,11 @@ impl Endpoint {
         Ok(Self { uri, tls })
     }
 
+    /// Host and port.
+    pub(super) fn address(&self) -> (&str, u16) {
+        (&self.uri.authority.host, self.uri.authority.port)
+    }
+
     pub(super) fn is_encrypted(&self) -> bool {
         matches!(self.uri.scheme, AMQPScheme::AMQPS)
     }
@@ -118,6 +123,21 @@ fn is_local(uri: &AMQPUri) -> bool {
         Ok(address) => address.is_loopback(),
         Err(_) => uri.authority.host == "localhost",
     }
+}
+
+/// Connects to where the broker is, and no further.
+pub(super) async fn reach(endpoint: &Endpoint) -> std::io::Result<TcpStream> {
+    let stream = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(endpoint.address())).await;
+    stream.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+}
+
+/// Makes an encrypted connection of a plain one, as links do.
+pub(super) async fn encrypt(endpoint: &Endpoint, stream: TcpStream) -> std::io::Result<()> {
+    let stream = AsyncTcpStream::Plain(Compat::new(stream));
+    let handshake = stream.into_tls(endpoint.address().0, endpoint.tls.as_ref());
+    let done = timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    done.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+        .map(drop)
 }
 
 /// What a link is for. Each role has connections of its own, so that a blocked publisher never stops acks.
@@ -275,9 +295,9 @@ async fn supervise(connector: Connector, role: Role, state: watch::Sender<State>
             }
             // Every failure matters at first; during a long outage one line in ten is enough.
             Err(cause) if failures % 10 == 0 => {
-                warn!(link = %role, failures, cause, "cannot reach the broker; retrying in the background");
+                warn!(link = %role, failures, %cause, "cannot reach the broker; retrying in the background");
             }
-            Err(cause) => debug!(link = %role, failures, cause, "cannot reach the broker"),
+            Err(cause) => debug!(link = %role, failures, %cause, "cannot reach the broker"),
         }
         tokio::select! {
             () = connector.stop.cancelled() => return,
@@ -337,7 +357,20 @@ struct Connected {
     notes: Arc<Notes>,
 }
 
-async fn connect(endpoint: &Endpoint, role: Role, generation: u64) -> Result<Connected, String> {
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotConnected {
+    #[error(transparent)]
+    Client(#[from] lapin::Error),
+    #[error("no handshake within {HANDSHAKE_TIMEOUT:?}")]
+    Silent,
+}
+
+async fn connect(
+    endpoint: &Endpoint,
+    role: Role,
+    generation: u64,
+) -> Result<Connected, NotConnected> {
     let host = gethostname::gethostname();
     let name = format!("courtier/{role}/{}/{generation}", host.to_string_lossy());
     let properties = ConnectionProperties::default().with_connection_name(name.into());
@@ -377,8 +410,8 @@ async fn connect(endpoint: &Endpoint, role: Role, generation: u64) -> Result<Con
                 notes,
             })
         }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}")),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(NotConnected::Silent),
     }
 }
 
@@ -390,8 +423,7 @@ pub(super) struct Once {
 }
 
 impl Once {
-    /// The error is for people.
-    pub(super) async fn connect(endpoint: &Endpoint, role: Role) -> Result<Self, String> {
+    pub(super) async fn connect(endpoint: &Endpoint, role: Role) -> Result<Self, NotConnected> {
         let Connected {
             connection,
             cord,
@@ -418,11 +450,6 @@ impl Drop for Once {
     fn drop(&mut self) {
         self.cord.cut();
     }
-}
-
-/// Connects once, and leaves. The error is for people.
-pub(super) async fn probe(endpoint: &Endpoint) -> Result<(), String> {
-    Once::connect(endpoint, Role::Admin).await?.close().await
 }
 
 /// Why a connection is not followed any more.
@@ -624,7 +651,7 @@ async fn replacement(endpoint: &Endpoint, role: Role, from: u64) -> Connected {
         match connect(endpoint, role, from + 1).await {
             Ok(connected) => return connected,
             Err(cause) => {
-                warn!(link = %role, cause, "cannot renew the connection to the broker; retrying")
+                warn!(link = %role, %cause, "cannot renew the connection to the broker; retrying")
             }
         }
         sleep(backoff(failures)).await;

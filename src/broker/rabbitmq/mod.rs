@@ -17,6 +17,7 @@ mod lane;
 mod link;
 mod management;
 mod pool;
+mod probe;
 mod refused;
 mod selfcheck;
 mod stream_queue;
@@ -28,12 +29,12 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use percent_encoding::percent_decode_str;
-use reqwest::Url;
+use reqwest::{Certificate, Url};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     sync::{Semaphore, watch},
@@ -41,6 +42,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::probe::{Probe, Trouble, probe};
 use self::{
     checks::Checks,
     link::{Connector, Endpoint, Link, Role, State},
@@ -53,7 +55,7 @@ use super::{
     admin::Admin,
     topology::{Difference, Topology},
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, url};
 
 /// Channels that publishes are spread over. A stream or batch has one of them, which keeps its order.
 const LANES: usize = 8;
@@ -86,9 +88,9 @@ pub enum ManagementAt {
 }
 
 impl Options {
-    /// Checks the URL without connecting.
+    /// Checks everything that can be without connecting: what is accepted here, [`RabbitMq::start`] accepts.
     pub fn check(&self) -> Result<(), BadUrl> {
-        self.endpoint().map(drop)
+        self.management(&self.endpoint()?).map(drop)
     }
 
     /// Whether it is an `amqps://` URL.
@@ -103,7 +105,15 @@ impl Options {
     }
 
     fn endpoint(&self) -> Result<Endpoint, BadUrl> {
-        Endpoint::parse(self.url.expose_secret(), self.ca_pem.clone()).map_err(BadUrl)
+        let url = self.url.expose_secret();
+        // Of one that it cannot read, the client library tells all of it.
+        url::of_server(url, "amqp:// or amqps://").map_err(|bad| BadUrl(bad.to_string()))?;
+        if names_dots(url) {
+            let problem =
+                "names a virtual host . or .., which no URL can: it would mean another one";
+            return Err(BadUrl(problem.to_owned()));
+        }
+        Endpoint::parse(url, self.ca_pem.clone()).map_err(BadUrl)
     }
 
     fn management(&self, endpoint: &Endpoint) -> Result<Option<Management>, BadUrl> {
@@ -130,32 +140,22 @@ impl Options {
     }
 }
 
+/// Whether a text is certificates (PEM) that can be used as [`Options::ca_pem`].
+pub fn holds_certificates(pem: &str) -> bool {
+    let read = Certificate::from_pem_bundle(pem.as_bytes());
+    read.is_ok_and(|read| !read.is_empty())
+}
+
+/// Whether the path of a URL is one of those that are [folded away](https://url.spec.whatwg.org/#double-dot-path-segment).
+fn names_dots(url: &str) -> bool {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let last = path.splitn(4, '/').nth(3).unwrap_or_default();
+    matches!(decoded(last).as_str(), "." | "..")
+}
+
 /// A part of a URL as it is meant.
 fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
-/// What there is to say of a RabbitMQ that is asked once. Errors are for people.
-#[derive(Debug)]
-pub struct Probe {
-    /// Whether it takes a connection of this user to this virtual host.
-    pub amqp: Result<(), String>,
-    /// Whether the management API answers, and what its clock says; `None`: it is switched off.
-    pub management: Option<Result<Option<SystemTime>, String>>,
-}
-
-/// Asks once.
-pub async fn probe(options: &Options) -> Result<Probe, BadUrl> {
-    let endpoint = options.endpoint()?;
-    let management = options.management(&endpoint)?;
-    let asking = async {
-        match &management {
-            Some(management) => Some(management.probe().await),
-            None => None,
-        }
-    };
-    let (amqp, management) = tokio::join!(link::probe(&endpoint), asking);
-    Ok(Probe { amqp, management })
 }
 
 /// The RabbitMQ backend.

@@ -89,7 +89,7 @@ async fn a_file_that_is_no_database_is_refused() {
     assert!(
         matches!(
             refused,
-            Some(OpenError::Database(_) | OpenError::Migration(_))
+            Some(OpenError::Database(..) | OpenError::Migration(_))
         ),
         "{refused:?}"
     );
