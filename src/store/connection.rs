@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{SubsecRound, Utc};
+use chrono::Utc;
 use courtier_migrations as migrations;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, RuntimeErr,
@@ -30,6 +30,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::clock::{Clock, Followed};
 use crate::{
     failure::Time,
     url::{self, BadUrl},
@@ -155,6 +156,8 @@ pub(super) struct Pools {
     pub backend: DbBackend,
     /// How many bytes a statement may have, where the server limits it.
     pub statement_bytes: Option<u64>,
+    /// Of a file; a server has its own.
+    pub clock: Option<Arc<Followed>>,
 }
 
 /// The database, as it comes and goes.
@@ -191,14 +194,17 @@ impl Link {
     /// be used is.
     pub(super) async fn start(
         options: Options,
+        clock: Clock,
         patience: Duration,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, OpenError> {
         let lock = lock(&options.place)?;
+        // One for as long as the process runs: a clock that is set while the database is away is noticed as well.
+        let clock = Arc::new(Followed::new(clock));
         let (sender, pools) = watch::channel(None);
         let trouble = Arc::new(Notify::new());
-        let first = timeout(patience, Box::pin(connect(&options))).await;
+        let first = timeout(patience, Box::pin(connect(&options, &clock))).await;
         match first {
             Ok(Ok(pools)) => {
                 sender.send_replace(Some(Arc::new(pools)));
@@ -212,7 +218,7 @@ impl Link {
             trouble,
             answered: Arc::default(),
         };
-        let supervised = supervise(options, sender.clone(), link.clone());
+        let supervised = supervise(options, clock, sender.clone(), link.clone());
         tasks.spawn(async move {
             let _ = stop.run_until_cancelled(supervised).await;
             if let Some(pools) = sender.send_replace(None) {
@@ -244,7 +250,12 @@ fn away(error: &OpenError) {
 }
 
 /// Keeps a connection: a new pool after each trouble, so that nothing of a dead one is left.
-async fn supervise(options: Options, sender: watch::Sender<Option<Arc<Pools>>>, link: Link) {
+async fn supervise(
+    options: Options,
+    clock: Arc<Followed>,
+    sender: watch::Sender<Option<Arc<Pools>>>,
+    link: Link,
+) {
     let mut backoff = FIRST_BACKOFF;
     loop {
         let current = sender.borrow().clone();
@@ -261,7 +272,7 @@ async fn supervise(options: Options, sender: watch::Sender<Option<Arc<Pools>>>, 
             }
             continue;
         }
-        match timeout(PATIENCE, Box::pin(connect(&options))).await {
+        match timeout(PATIENCE, Box::pin(connect(&options, &clock))).await {
             Ok(Ok(pools)) => {
                 tracing::info!("the database is back");
                 sender.send_replace(Some(Arc::new(pools)));
@@ -322,8 +333,8 @@ fn lock(place: &Place) -> Result<Option<File>, OpenError> {
     }
 }
 
-async fn connect(options: &Options) -> Result<Pools, OpenError> {
-    let pools = open(options).await?;
+async fn connect(options: &Options, clock: &Arc<Followed>) -> Result<Pools, OpenError> {
+    let mut pools = open(options).await?;
     let status = migrations::status(&pools.write).await;
     let status = status.map_err(OpenError::Migration)?;
     if !status.unknown.is_empty() {
@@ -336,6 +347,11 @@ async fn connect(options: &Options) -> Result<Pools, OpenError> {
         let applied = migrations::up(&pools.write).await;
         let applied = applied.map_err(OpenError::Migration)?;
         tracing::info!(?applied, "brought the database's schema up to date");
+    }
+    if let Place::File(_) = &options.place {
+        pools.clock = Some(clock.clone());
+        let corrected = clock.correct_the_future(&pools).await;
+        corrected.map_err(|error| OpenError::Database(options.place.clone(), error))?;
     }
     Ok(pools)
 }
@@ -383,6 +399,7 @@ async fn open_file(path: &Path) -> Result<Pools, DbErr> {
         write,
         backend: DbBackend::Sqlite,
         statement_bytes: None,
+        clock: None,
     })
 }
 
@@ -414,6 +431,7 @@ async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
     Ok(Pools {
         backend,
         statement_bytes,
+        clock: None,
         read: pool.clone(),
         write: pool,
     })
@@ -512,18 +530,22 @@ async fn max_allowed_packet(pool: &DatabaseConnection) -> Result<u64, DbErr> {
     row.try_get("", "bytes")
 }
 
-/// The database's clock, on the connection that is used.
-pub(super) async fn now(db: &impl ConnectionTrait) -> Result<Time, DbErr> {
-    let backend = db.get_database_backend();
-    let question = match backend {
-        DbBackend::Postgres => "SELECT clock_timestamp() AS now",
-        DbBackend::MySql => "SELECT UTC_TIMESTAMP(6) AS now",
-        // The file is on this machine, and no other process uses it: its clock is ours.
-        _ => return Ok(Utc::now().trunc_subsecs(6)),
-    };
-    let row = db
-        .query_one_raw(Statement::from_string(backend, question))
-        .await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("now".to_owned()))?;
-    row.try_get("", "now")
+impl Pools {
+    /// The database's clock, on the connection that is used.
+    pub(super) async fn now(&self, db: &impl ConnectionTrait) -> Result<Time, DbErr> {
+        let question = match self.backend {
+            DbBackend::Postgres => "SELECT clock_timestamp() AS now",
+            DbBackend::MySql => "SELECT UTC_TIMESTAMP(6) AS now",
+            // The file is on this machine, and no other process uses it: its clock is ours.
+            _ => {
+                let clock = self.clock.as_ref();
+                return Ok(clock.map_or_else(Utc::now, |clock| clock.shown()));
+            }
+        };
+        let row = db
+            .query_one_raw(Statement::from_string(self.backend, question))
+            .await?;
+        let row = row.ok_or_else(|| DbErr::RecordNotFound("now".to_owned()))?;
+        row.try_get("", "now")
+    }
 }

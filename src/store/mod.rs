@@ -1,9 +1,11 @@
 //! The database: failed messages, what was done about them, and the message log. SQLite, MySQL/MariaDB or PostgreSQL over
 //! sea-orm, which only this module and `migrations/` know.
 //!
-//! Each method of [`Store`] is one transaction. The database's clock is the only one: it is read in the transaction.
+//! Each method of [`Store`] is one transaction. The database's clock is the only one: it is read in the transaction. That of a SQLite file is
+//! this machine's, and when that is set, what is planned moves along ([`clock`](mod@clock)).
 //! A database that is away is [`Error::Down`], at the latest after some seconds; the store comes back by itself.
 
+mod clock;
 mod collect;
 mod command;
 mod connection;
@@ -27,6 +29,7 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    clock::{Clock, Reading},
     collect::Collected,
     connection::{BadPlace, OpenError, Options, Place},
     error::Error,
@@ -37,7 +40,7 @@ pub use self::{
     operation::{Operation, OperationState, Step},
     query::{Change, Changes, Cursor, Group, Page, QueueCounts, Stats},
     retry::{Ack, Claimed, Reaped, Sent},
-    schema::{SchemaStatus, clock, migrate, schema_status},
+    schema::{SchemaStatus, migrate, schema_status, server_clock},
 };
 use self::{
     connection::{Link, PATIENCE, Pools},
@@ -61,9 +64,18 @@ impl Store {
     /// Opens the database, waiting at most `patience` for a server; after that it is tried on. What waiting cannot mend is
     /// an error.
     pub async fn open(options: Options, patience: Duration) -> Result<Self, OpenError> {
+        Self::open_with_clock(options, Clock::default(), patience).await
+    }
+
+    /// The same, where the times in a file are from another clock than the machine's.
+    pub async fn open_with_clock(
+        options: Options,
+        clock: Clock,
+        patience: Duration,
+    ) -> Result<Self, OpenError> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         // Boxed, because the migrations in it make it a deep type for whoever awaits it.
-        let opening = Link::start(options, patience, stop.clone(), &tasks);
+        let opening = Link::start(options, clock, patience, stop.clone(), &tasks);
         let link = Box::pin(opening).await?;
         Ok(Self { link, stop, tasks })
     }

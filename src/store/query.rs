@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Filter, Store,
-    connection::{self, Pools},
+    connection::Pools,
     entity::{attempt, deletion, failed_message, group},
     index::along,
     row,
@@ -101,7 +101,7 @@ pub(super) const SCAN: u64 = 10_000;
 impl Store {
     /// The database's clock.
     pub async fn now(&self) -> Result<Time, Error> {
-        self.read(async |pools| Ok(connection::now(&pools.read).await?))
+        self.read(async |pools| Ok(pools.now(&pools.read).await?))
             .await
     }
 
@@ -272,7 +272,7 @@ impl Store {
     pub async fn changes(&self, since: Time, limit: u64) -> Result<Changes, Error> {
         let (now, rows, deletions) = self
             .read(async |pools| {
-                let now = connection::now(&pools.read).await?;
+                let now = pools.now(&pools.read).await?;
                 let rows = changed(pools, since, limit).await?;
                 let deletions = deleted(pools, since, limit).await?;
                 Ok((now, rows, deletions))

@@ -45,12 +45,12 @@ pub async fn schema_status(options: &Options) -> Result<SchemaStatus, OpenError>
 }
 
 /// What the database's clock says; of a file there is none.
-pub async fn clock(options: &Options) -> Result<Option<Time>, OpenError> {
+pub async fn server_clock(options: &Options) -> Result<Option<Time>, OpenError> {
     if let Place::File(_) = &options.place {
         return Ok(None);
     }
     let (pools, _lock) = connection::open_alone(options).await?;
-    let now = connection::now(&pools.read).await;
+    let now = pools.now(&pools.read).await;
     now.map(Some)
         .map_err(|error| OpenError::Database(options.place.clone(), error))
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Error,
-    connection::{self, Pools},
+    connection::Pools,
     entity::{attempt, deletion, failed_message, group, retry_operation},
     row,
 };
@@ -74,8 +74,19 @@ impl Work {
             sqlite_transaction_mode: sqlite.then_some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
         };
-        let tx = pools.write.begin_with_options(options).await?;
-        let now = connection::now(&tx).await?;
+        let (tx, now) = loop {
+            let tx = pools.write.begin_with_options(options).await?;
+            let Some(clock) = &pools.clock else {
+                let now = pools.now(&tx).await?;
+                break (tx, now);
+            };
+            // In the transaction: nobody else writes meanwhile.
+            if let Ok(now) = clock.now() {
+                break (tx, now);
+            }
+            tx.rollback().await?;
+            clock.correct(pools).await?;
+        };
         Ok(Self {
             tx,
             now,

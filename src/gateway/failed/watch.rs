@@ -16,6 +16,8 @@ const POLL: Duration = Duration::from_millis(500);
 const LIMIT: u64 = 500;
 /// How far back each question reaches: a change is dated when its transaction begins, and seen when it ends.
 const OVERLAP: TimeDelta = TimeDelta::seconds(12);
+/// A clock that goes back by less is only brought into line.
+const SET_BACK: TimeDelta = TimeDelta::seconds(1);
 
 /// What changes from a moment on.
 pub struct Watch {
@@ -23,6 +25,8 @@ pub struct Watch {
     filter: Filter,
     began: Time,
     since: Time,
+    /// When it was asked last, by the database's clock.
+    seen: Time,
     /// What was told, by the time of its change: the same again is no news.
     told: HashMap<Uuid, Time>,
 }
@@ -35,6 +39,7 @@ impl Watch {
             filter,
             began,
             since: began,
+            seen: began,
             told: HashMap::new(),
         })
     }
@@ -43,6 +48,13 @@ impl Watch {
     pub async fn next(&mut self) -> Result<Vec<Change>, Error> {
         loop {
             let found = self.store.changes(self.since, LIMIT).await?;
+            if found.now + SET_BACK < self.seen {
+                // The clock was set back: what changes from now on is dated before what was told.
+                self.since = found.now - OVERLAP;
+                self.began = self.since;
+                self.told.clear();
+            }
+            self.seen = found.now;
             let last = found.changes.last().map(|(at, _)| *at);
             let mut news = Vec::new();
             for (at, change) in found.changes {

@@ -3,6 +3,7 @@
 
 mod changes;
 mod claims;
+mod clock;
 mod collect;
 mod counts;
 pub mod database;

@@ -152,7 +152,7 @@ pub(super) async fn database(config: &Config) -> Vec<Finding> {
         ),
     };
     let mut findings = vec![finding(what, how, told)];
-    if let Ok(Some(clock)) = store::clock(&config.database).await {
+    if let Ok(Some(clock)) = store::server_clock(&config.database).await {
         findings.push(compare("database's clock", clock.into()));
     }
     findings
