@@ -16,9 +16,11 @@ use tokio::{
 };
 
 use super::{
-    channel, convert, error,
-    link::{Endpoint, Once, Role},
-    wire,
+    channel,
+    connect::{Once, Role},
+    convert,
+    endpoint::Endpoint,
+    error, wire,
 };
 use crate::{
     broker::{Delivery, Entity, Error, Tag, admin::Fetch},

@@ -6,9 +6,11 @@
 mod admin;
 mod channel;
 mod checks;
+mod connect;
 mod consumer;
 mod convert;
 mod declare;
+mod endpoint;
 mod error;
 mod fetch;
 mod flight;
@@ -21,6 +23,7 @@ mod probe;
 mod refused;
 mod selfcheck;
 mod stream_queue;
+mod supervise;
 mod verdict;
 mod wire;
 
@@ -45,7 +48,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::probe::{Probe, Trouble, probe};
 use self::{
     checks::Checks,
-    link::{Connector, Endpoint, Link, Role, State},
+    connect::Role,
+    endpoint::Endpoint,
+    link::{Connector, Link, State},
     management::Management,
     pool::Pool,
 };

@@ -11,7 +11,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::link::{Connector, Link, Role, Up};
+use super::{
+    connect::Role,
+    link::{Connector, Link, Up},
+};
 use crate::{broker::Error, metrics::Metrics};
 
 /// RabbitMQ allows 2,047 channels a connection by default (<https://www.rabbitmq.com/docs/channels#channel-max>);

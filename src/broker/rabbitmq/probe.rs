@@ -13,7 +13,8 @@ use tokio::{
 
 use super::{
     BadUrl, Options,
-    link::{self, Endpoint, NotConnected, Once, Role},
+    connect::{NotConnected, Once, Role},
+    endpoint::{self, Endpoint},
 };
 
 /// How long whoever listens may take to say what it speaks.
@@ -86,11 +87,13 @@ pub async fn probe(options: &Options) -> Result<Probe, BadUrl> {
 }
 
 async fn amqp(endpoint: &Endpoint) -> Result<(), Trouble> {
-    let stream = link::reach(endpoint).await.map_err(Trouble::Unreachable)?;
+    let stream = endpoint::reach(endpoint)
+        .await
+        .map_err(Trouble::Unreachable)?;
     if !endpoint.is_encrypted() {
         // Not kept: it may be one connection too many.
         drop(stream);
-    } else if let Err(error) = link::encrypt(endpoint, stream).await {
+    } else if let Err(error) = endpoint::encrypt(endpoint, stream).await {
         return Err(match spoken(endpoint).await {
             Some(Spoken::Amqp) => Trouble::IsPlain,
             _ => Trouble::Tls(error),
@@ -127,7 +130,7 @@ enum Spoken {
 /// TLS (<https://www.rfc-editor.org/rfc/rfc8446#section-5.1>).
 async fn spoken(endpoint: &Endpoint) -> Option<Spoken> {
     let asking = async {
-        let mut stream = link::reach(endpoint).await.ok()?;
+        let mut stream = endpoint::reach(endpoint).await.ok()?;
         stream.write_all(b"AMQP\0\0\x09\x01").await.ok()?;
         stream.read_u8().await.ok()
     };
