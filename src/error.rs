@@ -458,6 +458,12 @@ impl From<store::Error> for Failure {
                 "the database cannot be reached or does not answer; nothing is lost meanwhile: failed messages wait in their dead-letter queues",
             )
             .retry(LATER),
+            Error::NotWritable(trouble) => Self::new(
+                Code::Unavailable,
+                Reason::DatabaseDown,
+                format!("{trouble}: nothing can be changed; nothing is lost meanwhile: failed messages wait in their dead-letter queues"),
+            )
+            .retry(LATER),
             Error::NotFound => Self::from(failed::Error::NotFound),
             Error::Conflict(status) => Self::from(failed::Error::Conflict(status)),
             Error::PageToken => Self::from(failed::Error::PageToken),

@@ -321,7 +321,7 @@ pub async fn run(
 async fn follow_store(health: Health, store: Store) {
     let mut presence = store.watch();
     loop {
-        health.report_database(presence.is_up()).await;
+        health.report_database(presence.trouble()).await;
         if !presence.changed().await {
             return;
         }

@@ -11,6 +11,7 @@ mod m20261122_000001_failed_messages;
 mod m20261122_000002_retry_operations;
 mod m20261122_000003_dead_letter_queues;
 mod m20261122_000004_message_logs;
+mod m20261125_000005_write_probe;
 mod status;
 mod tables;
 
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000002_retry_operations::Migration),
             Box::new(m20261122_000003_dead_letter_queues::Migration),
             Box::new(m20261122_000004_message_logs::Migration),
+            Box::new(m20261125_000005_write_probe::Migration),
         ]
     }
 

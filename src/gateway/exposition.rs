@@ -25,7 +25,8 @@ impl Exposition {
         self.metrics.link("publish", links.publish.into());
         self.metrics.link("consume", links.consume.into());
         self.metrics.dropped(self.log.dropped());
-        self.metrics.database(self.store.connections());
+        self.metrics
+            .database(self.store.is_up(), self.store.connections());
         self.metrics.exposition()
     }
 }

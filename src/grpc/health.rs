@@ -1,5 +1,8 @@
 //! `grpc.health.v1.Health`: which services work, as the links to the broker and the database come and go.
 
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
 use tonic_health::{
     ServingStatus,
     pb::health_server::{Health as HealthApi, HealthServer},
@@ -10,7 +13,10 @@ use super::proto::{
     failed_messages_server, message_log_server, publisher_server, queue_admin_server,
     subscriber_server,
 };
-use crate::broker::{LinkState, Links};
+use crate::{
+    broker::{LinkState, Links},
+    store::Trouble,
+};
 
 /// The whole, and each service.
 const SERVICES: [&str; 6] = [
@@ -26,6 +32,15 @@ const SERVICES: [&str; 6] = [
 #[derive(Clone)]
 pub struct Health {
     reporter: HealthReporter,
+    whole: Arc<Mutex<Whole>>,
+}
+
+/// What the whole depends on.
+#[derive(Default)]
+struct Whole {
+    linked: bool,
+    /// The database's file was deleted or replaced.
+    lost: bool,
 }
 
 impl Health {
@@ -33,31 +48,41 @@ impl Health {
     pub async fn starting() -> Self {
         let health = Self {
             reporter: HealthReporter::new(),
+            whole: Arc::default(),
         };
         let down = Links {
             publish: LinkState::Down,
             consume: LinkState::Down,
         };
         health.report(down).await;
-        health.report_database(false).await;
+        health.report_database(Some(Trouble::Away)).await;
         health
     }
 
-    /// Whether the database is there. Publishing and subscribing do without, so the whole does not depend on it.
-    pub async fn report_database(&self, up: bool) {
+    /// What is wrong with the database, if anything is. Publishing and subscribing do without, so the whole does not depend on it,
+    /// unless its file was taken away: that does not come back by itself, and takes what is stored along.
+    pub async fn report_database(&self, trouble: Option<Trouble>) {
+        let up = trouble.is_none();
         self.set(failed_messages_server::SERVICE_NAME, up).await;
         self.set(message_log_server::SERVICE_NAME, up).await;
+        let mut whole = self.whole.lock().await;
+        whole.lost = trouble == Some(Trouble::Lost);
+        self.set("", whole.linked && !whole.lost).await;
     }
 
     /// What the links allow. A blocked link publishes nothing, and the service as a whole still works.
     pub async fn report(&self, links: Links) {
         let publisher = links.publish == LinkState::Up;
         let subscriber = links.consume.is_sound();
-        let whole = links.publish.is_sound() && subscriber;
-        self.set("", whole).await;
+        let linked = links.publish.is_sound() && subscriber;
+        {
+            let mut whole = self.whole.lock().await;
+            whole.linked = linked;
+            self.set("", linked && !whole.lost).await;
+        }
         self.set(publisher_server::SERVICE_NAME, publisher).await;
         self.set(subscriber_server::SERVICE_NAME, subscriber).await;
-        self.set(queue_admin_server::SERVICE_NAME, whole).await;
+        self.set(queue_admin_server::SERVICE_NAME, linked).await;
     }
 
     /// The gateway is about to stop.

@@ -13,7 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     broker::{LinkState, Links},
-    store::Presence,
+    store::{Presence, Trouble},
 };
 
 #[derive(Clone)]
@@ -68,7 +68,8 @@ struct Ready {
     status: &'static str,
     service: String,
     broker: BrokerLinks,
-    /// `up` or `down`. Publishing and subscribing do without it.
+    /// `up` or `down`: it is not reached, or takes no changes. Publishing and subscribing do without it. One whose file was deleted
+    /// or replaced (SQLite) makes the whole not ready: what this process has of it is gone with the process.
     database: &'static str,
 }
 
@@ -79,14 +80,15 @@ struct BrokerLinks {
     consume: &'static str,
 }
 
-/// Whether calls can be served: the links to the broker stand.
+/// Whether calls can be served: the links to the broker stand, and the database was not taken away from under the gateway.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = OK, body = Ready, description = "Calls are served."),
-    (status = SERVICE_UNAVAILABLE, body = Ready, description = "A link is down or fails."),
+    (status = SERVICE_UNAVAILABLE, body = Ready, description = "A link is down or fails, or the database's file was deleted or replaced."),
 ))]
 async fn ready(State(probes): State<Probes>) -> Response {
     let links = *probes.links.borrow();
-    let ready = links.publish.is_sound() && links.consume.is_sound();
+    let lost = probes.database.trouble() == Some(Trouble::Lost);
+    let ready = links.publish.is_sound() && links.consume.is_sound() && !lost;
     let state = |link| match link {
         LinkState::Up => "up",
         LinkState::Blocked => "blocked",

@@ -99,7 +99,7 @@ figures! {
     /// From a call's headers until its end; of a stream its whole life
     grpc_request_seconds: Family<MethodLabels, Histogram, fn() -> Histogram> = Family::new_with_constructor(latency),
 
-    /// 1 while the database is reached
+    /// 1 while the database is reached and takes changes
     database_up: Gauge,
     /// Connections to the database: idle, or in_use
     database_connections: Table<StateLabels>,

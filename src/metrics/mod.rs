@@ -264,10 +264,10 @@ impl Metrics {
         seconds.observe(took.as_secs_f64());
     }
 
-    /// The connections to the database: all, and those that are idle. `None`: it is away.
-    pub fn database(&self, connections: Option<(u64, u64)>) {
+    /// Whether the database takes changes, and the connections to it: all, and those that are idle. `None`: it is away.
+    pub fn database(&self, up: bool, connections: Option<(u64, u64)>) {
         let figures = self.figures();
-        figures.database_up.set(connections.is_some().into());
+        figures.database_up.set(up.into());
         let rows = connections.map(|(all, idle)| {
             let states = [("idle", idle), ("in_use", all.saturating_sub(idle))];
             let row = |(state, count)| (StateLabels { state }, float(count));

@@ -1,6 +1,6 @@
 //! Dead letters become rows. Only when this is committed may the dead letter be acked.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use sea_orm::{
     ActiveValue::{self, Set},
@@ -263,7 +263,7 @@ fn in_bytes(
         if size > limit {
             let refusal =
                 format!("a failed message of {size} bytes; max_allowed_packet is {limit}");
-            return Err(Error::Refused(Box::new(DbErr::Custom(refusal))));
+            return Err(Error::Refused(Arc::new(DbErr::Custom(refusal))));
         }
         if part.len() == CHUNK || bytes + size > CHUNK_BYTES.min(limit) {
             parts.push(std::mem::take(&mut part));

@@ -1,13 +1,10 @@
-//! Connections to the database: which engine, how it is set up, and that it is reached again when it was away.
+//! Connections to the database: which engine, and how it is set up.
 
 use std::{
     fmt,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,17 +17,13 @@ use sea_orm::{
         self, ConnectOptions as _, Connection, Executor, MySqlConnection, PgConnection,
         mysql::MySqlConnectOptions,
         postgres::PgConnectOptions,
-        sqlite::{SqliteJournalMode, SqliteSynchronous},
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
     },
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    sync::{Notify, watch},
-    time::timeout,
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::time::timeout;
 
-use super::clock::{Clock, Followed};
+use super::{clock::Followed, files::Files, trouble::Trouble};
 use crate::{
     failure::Time,
     url::{self, BadUrl},
@@ -137,13 +130,11 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a free connection to a server, or for a new one.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often an idle database is asked whether it is there.
-const HEARTBEAT: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// How long a transaction may do nothing before the server ends it. Shorter than others wait for what it holds.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(5);
+/// Connections to a SQLite file that read it.
+const READERS: u32 = 4;
 /// How long SQLite waits for its own lock.
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -158,136 +149,48 @@ pub(super) struct Pools {
     pub statement_bytes: Option<u64>,
     /// Of a file; a server has its own.
     pub clock: Option<Arc<Followed>>,
-}
-
-/// The database, as it comes and goes.
-#[derive(Clone)]
-pub(super) struct Link {
-    pools: watch::Receiver<Option<Arc<Pools>>>,
-    trouble: Arc<Notify>,
-    /// How many questions it has answered.
-    answered: Arc<AtomicU64>,
-}
-
-impl Link {
-    /// The database, when it is there.
-    pub(super) fn up(&self) -> Option<Arc<Pools>> {
-        self.pools.borrow().clone()
-    }
-
-    /// Each coming and going.
-    pub(super) fn watch(&self) -> watch::Receiver<Option<Arc<Pools>>> {
-        self.pools.clone()
-    }
-
-    /// Somebody found it away: it is looked at, at once.
-    pub(super) fn report_trouble(&self) {
-        self.trouble.notify_one();
-    }
-
-    /// Somebody was answered: it is there, however busy.
-    pub(super) fn report_answer(&self) {
-        self.answered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Connects, waiting at most `patience`, and goes on for ever: an absent server is no error. A database that can never
-    /// be used is.
-    pub(super) async fn start(
-        options: Options,
-        clock: Clock,
-        patience: Duration,
-        stop: CancellationToken,
-        tasks: &TaskTracker,
-    ) -> Result<Self, OpenError> {
-        let lock = lock(&options.place)?;
-        // One for as long as the process runs: a clock that is set while the database is away is noticed as well.
-        let clock = Arc::new(Followed::new(clock));
-        let (sender, pools) = watch::channel(None);
-        let trouble = Arc::new(Notify::new());
-        let first = timeout(patience, Box::pin(connect(&options, &clock))).await;
-        match first {
-            Ok(Ok(pools)) => {
-                sender.send_replace(Some(Arc::new(pools)));
-            }
-            Ok(Err(error)) if error.is_final(&options.place) => return Err(error),
-            Ok(Err(error)) => away(&error),
-            Err(_) => tracing::warn!("the database does not answer; it is tried on"),
-        }
-        let link = Self {
-            pools,
-            trouble,
-            answered: Arc::default(),
-        };
-        let supervised = supervise(options, clock, sender.clone(), link.clone());
-        tasks.spawn(async move {
-            let _ = stop.run_until_cancelled(supervised).await;
-            if let Some(pools) = sender.send_replace(None) {
-                pools.close().await;
-            }
-            // Only now may another process open the file.
-            drop(lock);
-        });
-        Ok(link)
-    }
+    /// Of SQLite: the files that are open.
+    pub files: Option<Files>,
 }
 
 impl OpenError {
     /// Whether waiting cannot help.
-    fn is_final(&self, place: &Place) -> bool {
+    pub(super) fn is_final(&self, place: &Place) -> bool {
         match self {
             Self::Newer(_) | Self::Behind | Self::Folder(..) | Self::InUse(_) | Self::File(..) => {
                 true
             }
-            Self::Database(..) | Self::Migration(_) => matches!(place, Place::File(_)),
+            // A disk may get room again: publishing and subscribing do not wait for that.
+            Self::Database(..) | Self::Migration(_) => {
+                matches!(place, Place::File(_)) && self.trouble().is_none()
+            }
         }
     }
 }
 
-fn away(error: &OpenError) {
+impl OpenError {
+    /// What is wrong with the database as a whole, where its own words say it.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        let error: &dyn std::error::Error = self;
+        let causes = std::iter::successors(Some(error), |cause| cause.source());
+        causes
+            .filter_map(|cause| cause.downcast_ref::<DbErr>())
+            .find_map(Trouble::of)
+    }
+}
+
+pub(super) fn away(error: &OpenError) {
+    if let Some(trouble) = error.trouble() {
+        let advice = trouble.advice();
+        tracing::warn!(%trouble, advice, "the database cannot be used; retrying");
+    }
     let error: &dyn std::error::Error = error;
     let cause = std::iter::successors(error.source(), |cause| cause.source()).last();
     tracing::warn!(%error, cause = cause.map(tracing::field::display), "no database; it is tried on");
 }
 
-/// Keeps a connection: a new pool after each trouble, so that nothing of a dead one is left.
-async fn supervise(
-    options: Options,
-    clock: Arc<Followed>,
-    sender: watch::Sender<Option<Arc<Pools>>>,
-    link: Link,
-) {
-    let mut backoff = FIRST_BACKOFF;
-    loop {
-        let current = sender.borrow().clone();
-        if let Some(pools) = current {
-            backoff = FIRST_BACKOFF;
-            let _ = timeout(HEARTBEAT, link.trouble.notified()).await;
-            let answered = link.answered.load(Ordering::Relaxed);
-            let others = || link.answered.load(Ordering::Relaxed) != answered;
-            // The ping may get no connection because everybody is busy with theirs.
-            if !pools.answers().await && !others() {
-                tracing::warn!("the database is away");
-                sender.send_replace(None);
-                tokio::spawn(pools.close());
-            }
-            continue;
-        }
-        match timeout(PATIENCE, Box::pin(connect(&options, &clock))).await {
-            Ok(Ok(pools)) => {
-                tracing::info!("the database is back");
-                sender.send_replace(Some(Arc::new(pools)));
-                continue;
-            }
-            Ok(Err(error)) => away(&error),
-            Err(_) => {}
-        }
-        tokio::time::sleep(backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
-    }
-}
-
 impl Pools {
-    async fn answers(&self) -> bool {
+    pub(super) async fn answers(&self) -> bool {
         let ping = async { self.write.ping().await.is_ok() && self.read.ping().await.is_ok() };
         timeout(PING_TIMEOUT, ping).await.unwrap_or(false)
     }
@@ -317,7 +220,7 @@ impl Pools {
 }
 
 /// A second process on the same file would be a second writer, which nothing here reckons with.
-fn lock(place: &Place) -> Result<Option<File>, OpenError> {
+pub(super) fn lock(place: &Place) -> Result<Option<File>, OpenError> {
     let Place::File(path) = place else {
         return Ok(None);
     };
@@ -333,7 +236,7 @@ fn lock(place: &Place) -> Result<Option<File>, OpenError> {
     }
 }
 
-async fn connect(options: &Options, clock: &Arc<Followed>) -> Result<Pools, OpenError> {
+pub(super) async fn connect(options: &Options, clock: &Arc<Followed>) -> Result<Pools, OpenError> {
     let mut pools = open(options).await?;
     let status = migrations::status(&pools.write).await;
     let status = status.map_err(OpenError::Migration)?;
@@ -375,24 +278,23 @@ async fn open_file(path: &Path) -> Result<Pools, DbErr> {
     let url = format!("sqlite:{}", path.display());
     let mut options = ConnectOptions::new(url);
     common(&mut options);
+    // All for as long as the process runs: the last connection that closes takes the file's log away with it, and one that opens
+    // later opens what stands in the file's place by then.
+    options.max_lifetime(None).idle_timeout(None);
     let file = path.to_owned();
-    options.map_sqlx_sqlite_opts(move |options| {
-        options
-            // Not from the URL: there a `?` or `%` in the path would mean something.
-            .filename(&file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // A commit survives a loss of power too: a dead letter is acked after it.
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(SQLITE_BUSY_TIMEOUT)
-    });
     let mut writer = options.clone();
+    let made = file.clone();
+    writer.map_sqlx_sqlite_opts(move |options| sqlite(options, &made).create_if_missing(true));
     writer.max_connections(1);
     // All writers of this process wait for this one; that takes as long as it takes.
     writer.acquire_timeout(PATIENCE);
     // The writer first: it makes the file.
     let write = Database::connect(writer).await?;
-    options.max_connections(4);
+    options
+        .min_connections(READERS)
+        .max_connections(READERS)
+        // It is there. Should it be gone, an empty one is not to take its place.
+        .map_sqlx_sqlite_opts(move |options| sqlite(options, &file).create_if_missing(false));
     let read = Database::connect(options).await?;
     Ok(Pools {
         read,
@@ -400,7 +302,18 @@ async fn open_file(path: &Path) -> Result<Pools, DbErr> {
         backend: DbBackend::Sqlite,
         statement_bytes: None,
         clock: None,
+        files: Some(Files::of(path)),
     })
+}
+
+fn sqlite(options: SqliteConnectOptions, file: &Path) -> SqliteConnectOptions {
+    options
+        // Not from the URL: there a `?` or `%` in the path would mean something.
+        .filename(file)
+        .journal_mode(SqliteJournalMode::Wal)
+        // A commit survives a loss of power too: a dead letter is acked after it.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(SQLITE_BUSY_TIMEOUT)
 }
 
 async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
@@ -432,6 +345,7 @@ async fn open_server(url: &str, max_connections: u32) -> Result<Pools, DbErr> {
         backend,
         statement_bytes,
         clock: None,
+        files: None,
         read: pool.clone(),
         write: pool,
     })

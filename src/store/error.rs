@@ -1,17 +1,23 @@
 //! What can go wrong with the database, told apart by codes, never by text.
 
+use std::sync::Arc;
+
 use sea_orm::{
     DbErr, RuntimeErr, SqlErr, SqlxError, SqlxMySqlError, SqlxPostgresError, SqlxSqliteError,
 };
 
+use super::trouble::Trouble;
 use crate::failure::Status;
 
 /// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The database cannot be reached, or does not answer.
     #[error("the database cannot be reached")]
     Down,
+    /// It answers questions, and takes no changes.
+    #[error("{0}")]
+    NotWritable(Trouble),
     /// Others wanted the same rows at the same moment, again and again.
     #[error("the database is too busy")]
     Busy,
@@ -25,7 +31,7 @@ pub enum Error {
     PageToken,
     /// The database refuses this statement, and would again.
     #[error("the database refuses")]
-    Refused(#[source] Box<DbErr>),
+    Refused(#[source] Arc<DbErr>),
     /// An entry cannot be read: something else wrote it, or it was damaged.
     #[error("entry {id} cannot be read: its {what} is damaged")]
     Damaged { id: String, what: &'static str },
@@ -39,14 +45,36 @@ impl From<crate::failure::machine::Conflict> for Error {
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        match judge(&error) {
+        let known = Self::of(&error);
+        known.unwrap_or_else(|| Self::Refused(Arc::new(error)))
+    }
+}
+
+impl Error {
+    /// What an error of the driver says about the database. `None`: only that it refuses the statement.
+    pub(super) fn of(error: &DbErr) -> Option<Self> {
+        if let Some(trouble) = Trouble::of(error) {
+            tracing::debug!(%error, %trouble, "a change is refused");
+            return Some(Self::NotWritable(trouble));
+        }
+        match judge(error) {
             Judgement::Down => {
                 tracing::debug!(%error, "the database is away");
-                Self::Down
+                Some(Self::Down)
             }
-            Judgement::Again => Self::Busy,
-            Judgement::Refused => Self::Refused(Box::new(error)),
+            Judgement::Again => Some(Self::Busy),
+            Judgement::Refused => None,
         }
+    }
+
+    /// Whether it ends by itself, or by somebody's work on the database: the same again is done then.
+    pub fn passes(&self) -> bool {
+        self.is_of_database() || matches!(self, Self::Busy)
+    }
+
+    /// Whether the database as a whole is at fault, not this statement.
+    pub fn is_of_database(&self) -> bool {
+        matches!(self, Self::Down | Self::NotWritable(_))
     }
 }
 
@@ -100,8 +128,8 @@ fn mysql(number: u16) -> Judgement {
     match number {
         // Lock wait timeout, deadlock, record changed since the snapshot.
         1205 | 1213 | 1020 => Judgement::Again,
-        // Too many connections, shutdown in progress, connection killed, read-only (a failover), no free memory.
-        1040 | 1053 | 1203 | 1290 | 1317 | 1836 | 1927 | 4031 | 1037 | 1041 => Judgement::Down,
+        // Too many connections, shutdown in progress, connection killed, no free memory.
+        1040 | 1053 | 1203 | 1317 | 1927 | 4031 | 1037 | 1041 => Judgement::Down,
         _ => Judgement::Refused,
     }
 }
@@ -111,8 +139,8 @@ fn postgres(code: &str) -> Judgement {
     match code {
         // Serialization failure, deadlock, lock not available.
         "40001" | "40P01" | "55P03" => Judgement::Again,
-        // Read-only (a failover), query cancelled by a timeout.
-        "25006" | "57014" => Judgement::Down,
+        // Query cancelled by a timeout.
+        "57014" => Judgement::Down,
         // Connection exceptions, insufficient resources, operator intervention.
         _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("57P") => {
             Judgement::Down
@@ -124,8 +152,8 @@ fn postgres(code: &str) -> Judgement {
 /// <https://www.sqlite.org/rescode.html>; the lower byte is the primary code.
 fn sqlite(code: u32) -> Judgement {
     match code & 0xff {
-        5 | 6 => Judgement::Again,       // busy, locked
-        10 | 13 | 14 => Judgement::Down, // input/output error, disk full, cannot open
+        5 | 6 => Judgement::Again, // busy, locked
+        14 => Judgement::Down,     // cannot open
         _ => Judgement::Refused,
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! Each method of [`Store`] is one transaction. The database's clock is the only one: it is read in the transaction. That of a SQLite file is
 //! this machine's, and when that is set, what is planned moves along ([`clock`](mod@clock)).
-//! A database that is away is [`Error::Down`], at the latest after some seconds; the store comes back by itself.
+//! A database that is away is [`Error::Down`], at the latest after some seconds; one that answers questions and takes no changes
+//! is [`Error::NotWritable`] to whoever would change something. The store comes back by itself.
 
 mod clock;
 mod collect;
@@ -11,19 +12,23 @@ mod command;
 mod connection;
 mod entity;
 mod error;
+mod files;
 mod filter;
 mod index;
+mod link;
 mod message_log;
 mod operation;
+mod probe;
 mod properties;
 mod query;
 mod queues;
 mod retry;
 mod row;
 mod schema;
+mod trouble;
 mod work;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,9 +46,11 @@ pub use self::{
     query::{Change, Changes, Cursor, Group, Page, QueueCounts, Stats},
     retry::{Ack, Claimed, Reaped, Sent},
     schema::{SchemaStatus, migrate, schema_status, server_clock},
+    trouble::Trouble,
 };
 use self::{
-    connection::{Link, PATIENCE, Pools},
+    connection::{PATIENCE, Pools},
+    link::{Link, State},
     work::Work,
 };
 
@@ -80,9 +87,19 @@ impl Store {
         Ok(Self { link, stop, tasks })
     }
 
-    /// Whether the database is there.
+    /// Whether the database is there, and takes changes.
     pub fn is_up(&self) -> bool {
-        self.link.up().is_some()
+        self.watch().is_up()
+    }
+
+    /// What is wrong with it, if anything is.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.watch().trouble()
+    }
+
+    /// How many questions it has answered since it was opened.
+    pub fn answers(&self) -> u64 {
+        self.link.answers()
     }
 
     /// Completes with each coming and going; `false` when the store is closed.
@@ -92,7 +109,8 @@ impl Store {
 
     /// How many connections there are, and how many of them are idle. `None`: the database is away.
     pub fn connections(&self) -> Option<(u64, u64)> {
-        self.link.up().map(|pools| pools.connections())
+        let pools = self.link.readable().ok()?;
+        Some(pools.connections())
     }
 
     /// Closes all connections. Transactions under way are finished or rolled back.
@@ -102,18 +120,30 @@ impl Store {
         self.tasks.wait().await;
     }
 
-    fn pools(&self) -> Result<Arc<Pools>, Error> {
-        self.link.up().ok_or(Error::Down)
-    }
-
     /// Asks one question, outside of a transaction.
     async fn read<T>(
         &self,
         question: impl AsyncFnOnce(&Pools) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let pools = self.pools()?;
+        let pools = self.link.readable()?;
         let answer = timeout(PATIENCE, Box::pin(question(&pools))).await;
-        self.judge(answer.unwrap_or(Err(Error::Down)))
+        let answer = answer.unwrap_or(Err(Error::Down));
+        self.judge(match answer {
+            // A question that the disk fails. Whether it takes changes is found out.
+            Err(Error::NotWritable(_)) => Err(Error::Down),
+            answer => answer,
+        })
+    }
+
+    /// The same, of a transaction.
+    fn judge_change<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        match &answer {
+            Ok(_) => self.link.report_commit(),
+            // What was not even tried says nothing new.
+            Err(Error::NotWritable(trouble)) if self.is_up() => self.link.report_refusal(*trouble),
+            _ => {}
+        }
+        self.judge(answer)
     }
 
     /// Reports a database that is away to whoever keeps the connections.
@@ -123,6 +153,7 @@ impl Store {
                 self.link.report_trouble();
                 return answer;
             }
+            Err(Error::NotWritable(_)) => return answer,
             Err(error @ (Error::Refused(_) | Error::Damaged { .. })) => {
                 let error: &dyn std::error::Error = error;
                 tracing::error!(error, "a question to the database failed");
@@ -136,12 +167,17 @@ impl Store {
 
 /// The coming and going of the database.
 #[derive(Clone)]
-pub struct Presence(watch::Receiver<Option<Arc<Pools>>>);
+pub struct Presence(watch::Receiver<State>);
 
 impl Presence {
-    /// Whether it is there.
+    /// Whether it is there, and takes changes.
     pub fn is_up(&self) -> bool {
-        self.0.borrow().is_some()
+        self.0.borrow().is_up()
+    }
+
+    /// What is wrong with it, if anything is.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.0.borrow().trouble
     }
 
     /// Waits for a coming or going. `false`: the store is closed.
@@ -149,9 +185,9 @@ impl Presence {
         self.0.changed().await.is_ok()
     }
 
-    /// Waits until it is there. `false`: the store is closed.
+    /// Waits until it takes changes. `false`: the store is closed.
     pub async fn up(&mut self) -> bool {
-        self.0.wait_for(Option::is_some).await.is_ok()
+        self.0.wait_for(State::is_up).await.is_ok()
     }
 }
 
@@ -166,7 +202,7 @@ macro_rules! transaction {
         loop {
             // On the heap: the futures of a statement are nested so deeply that the compiler gives up on what holds several.
             let attempt = Box::pin(async {
-                let pools = store.pools()?;
+                let pools = store.link.writable()?;
                 let mut work = $crate::store::Work::begin(&pools).await?;
                 let done = {
                     let $work = &mut work;
@@ -181,7 +217,7 @@ macro_rules! transaction {
                     tries += 1;
                     $crate::store::pause(tries).await;
                 }
-                done => break store.judge(done),
+                done => break store.judge_change(done),
             }
         }
     }};

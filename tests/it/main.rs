@@ -20,6 +20,7 @@ mod conversions;
 mod crash;
 mod database_outage;
 mod desk;
+mod disk;
 mod failed_books;
 mod failed_bulk;
 mod failed_crash;

@@ -23,8 +23,19 @@ pub struct Process {
     port: u16,
     settings: Vec<(String, String)>,
     log: PathBuf,
+    /// What runs the program.
+    through: &'static [&'static str],
     child: Child,
 }
+
+/// Runs the program with a file system of 2 MiB of its own as DATA_DIR, which is gone with the process.
+const ON_A_SMALL_DISK: &[&str] = &[
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    "mount -t tmpfs -o size=2m small \"$DATA_DIR\" && exec \"$0\" \"$@\"",
+];
 
 impl Process {
     /// Starts the gateway on a broker, with more settings, and waits until its port is open.
@@ -36,6 +47,19 @@ impl Process {
 
     /// Starts it with these settings alone. What it writes is in `dir`.
     pub async fn start_in(dir: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::start_through(&[], dir, settings).await
+    }
+
+    /// The same, with very little room for its data. Takes the right to mount.
+    pub async fn on_a_small_disk(dir: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::start_through(ON_A_SMALL_DISK, dir, settings).await
+    }
+
+    async fn start_through(
+        through: &'static [&'static str],
+        dir: &Path,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let port = free_port();
         let data = dir.join(format!("data-{port}"));
         let data = data.to_str().expect("a plain path");
@@ -45,11 +69,13 @@ impl Process {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
         let log = dir.join(format!("gateway-{port}.log"));
-        let child = spawn(port, &settings, &log);
+        std::fs::create_dir_all(data).expect("a place to write");
+        let child = spawn(through, port, &settings, &log);
         let process = Self {
             port,
             settings,
             log,
+            through,
             child,
         };
         process.listening().await;
@@ -114,7 +140,7 @@ impl Process {
 
     /// Starts it again, on the same port.
     pub async fn restart(&mut self) {
-        self.child = spawn(self.port, &self.settings, &self.log);
+        self.child = spawn(self.through, self.port, &self.settings, &self.log);
         self.listening().await;
     }
 
@@ -123,6 +149,13 @@ impl Process {
             TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
         })
         .await;
+    }
+
+    /// Its DATA_DIR, as the process itself sees it.
+    pub fn data(&self) -> PathBuf {
+        let data = self.settings.iter().find(|(name, _)| name == "DATA_DIR");
+        let (_, data) = data.expect("always set");
+        PathBuf::from(format!("/proc/{}/root{data}", self.child.id()))
     }
 
     /// Where it listens.
@@ -224,14 +257,16 @@ impl Drop for Process {
     }
 }
 
-fn spawn(port: u16, settings: &[(String, String)], log: &Path) -> Child {
+fn spawn(through: &[&str], port: u16, settings: &[(String, String)], log: &Path) -> Child {
     let log = File::options()
         .create(true)
         .append(true)
         .open(log)
         .expect("the directory exists");
-    Command::new(env!("CARGO_BIN_EXE_courtier"))
-        .arg("serve")
+    let program = env!("CARGO_BIN_EXE_courtier");
+    let line = [through, &[program, "serve"]].concat();
+    Command::new(line[0])
+        .args(&line[1..])
         .env_clear()
         .env("APP_PORT", port.to_string())
         .env("RUST_LOG", "courtier=debug")

@@ -17,6 +17,7 @@ pub fn names() -> Vec<String> {
         "m20261122_000002_retry_operations",
         "m20261122_000003_dead_letter_queues",
         "m20261122_000004_message_logs",
+        "m20261125_000005_write_probe",
     ]
     .map(str::to_owned)
     .to_vec()
@@ -92,6 +93,11 @@ pub const TABLES: &[Table] = &[
         name: "retry_operations",
         columns: "id filter state stop_reason? rate row_limit? matched started succeeded failed_again skipped cursor_failed_at? cursor_id? \
                   lease_until? created_at updated_at ended_at?",
+        indexes: &[],
+    },
+    Table {
+        name: "write_probe",
+        columns: "id written_at filler",
         indexes: &[],
     },
 ];

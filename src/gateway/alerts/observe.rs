@@ -14,7 +14,7 @@ use crate::{
         failed::{FailedMessages, Standing},
         queue_admin::{Answer, QueueAdmin},
     },
-    store::Store,
+    store::{Store, Trouble},
 };
 
 /// How long a look waits for the database.
@@ -31,7 +31,8 @@ pub struct Observation {
     /// How long it took to list them.
     pub listing: Option<Duration>,
     pub nodes: Option<Vec<Node>>,
-    pub database_up: bool,
+    /// `None`: it is there, and takes changes.
+    pub database: Option<Trouble>,
     pub failed: Option<Standing>,
 }
 
@@ -68,7 +69,7 @@ impl Eyes {
             queues_are_all: partial == Some(false) || status.management == Management::Off,
             // A cluster has at least one.
             nodes: Some(status.nodes).filter(|nodes| !nodes.is_empty()),
-            database_up: self.store.is_up(),
+            database: self.store.trouble(),
             failed: failed.ok().and_then(Result::ok),
         }
     }

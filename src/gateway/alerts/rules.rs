@@ -79,7 +79,7 @@ pub fn findings(seen: &Observation, options: &Options) -> Vec<Finding> {
             found.extend(unknown);
             depth(queue, options, &mut found);
             // Without the database nobody collects dead letters: that is said once, not for each queue.
-            if seen.database_up || !queue.name.ends_with(&dead_letter_queue("")) {
+            if seen.database.is_none() || !queue.name.ends_with(&dead_letter_queue("")) {
                 consumers(queue, options, &mut found);
             }
         }
@@ -194,8 +194,12 @@ fn consumers(queue: &QueueInfo, options: &Options, found: &mut Vec<Finding>) {
 }
 
 fn database(seen: &Observation, options: &Options, found: &mut Vec<Finding>) {
-    let summary = "the database is away; dead letters wait in their queues, and no retry is sent";
-    let down = yes(!seen.database_up);
+    let summary = seen.database.map(|trouble| {
+        let advice = trouble.advice();
+        format!("{trouble}; dead letters wait in their queues, and no retry is sent: {advice}")
+    });
+    let down = yes(summary.is_some());
+    let summary = summary.unwrap_or_default();
     found.push(Finding::of(Kind::DatabaseDown, "", down, summary));
     let Some(standing) = &seen.failed else {
         return;

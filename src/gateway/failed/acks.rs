@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     gateway::dead_letter,
     message::Message,
-    store::{Ack, Error, Store},
+    store::{Ack, Store},
 };
 
 /// Acks that wait for the database.
@@ -55,7 +55,7 @@ async fn record(store: Store, mut inbox: mpsc::Receiver<Ack>) {
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
         loop {
             match store.acked(&batch).await {
-                Err(Error::Down | Error::Busy) => {
+                Err(error) if error.passes() => {
                     tokio::time::sleep(AGAIN).await;
                     if !presence.up().await {
                         return;

@@ -96,7 +96,7 @@ impl Collectors {
                 let mut presence = store.watch();
                 while presence.up().await {
                     match store.add_dead_letter_queue(&queue).await {
-                        Err(Error::Down | Error::Busy) => tokio::time::sleep(AGAIN).await,
+                        Err(error) if error.passes() => tokio::time::sleep(AGAIN).await,
                         _ => return,
                     }
                 }
@@ -225,7 +225,7 @@ impl Collector {
             drop(batch);
             let stored = match self.store(&deaths).await {
                 Ok(()) => tags,
-                Err(Error::Down | Error::Busy) => return Pause::Away,
+                Err(error) if error.passes() => return Pause::Away,
                 Err(_) => match self.one_by_one(&deaths, &tags).await {
                     Some(stored) => stored,
                     None => return Pause::Away,
@@ -310,7 +310,7 @@ impl Collector {
         for (death, tag) in deaths.iter().zip(tags) {
             match self.store(std::slice::from_ref(death)).await {
                 Ok(()) => stored.push(*tag),
-                Err(Error::Down | Error::Busy) => return None,
+                Err(error) if error.passes() => return None,
                 Err(_) => {
                     let (queue, bytes) = (&self.queue, death.message.payload.len());
                     tracing::error!(

@@ -80,7 +80,7 @@ impl Scheduler {
             match store.step_operation().await {
                 Ok(Step::Done) => {}
                 Ok(Step::Nothing) => break,
-                Err(Error::Down) => return Err(Error::Down),
+                Err(error) if error.is_of_database() => return Err(error),
                 // The retries of others are not to wait for it.
                 Err(error) => {
                     tracing::warn!(%error, "a bulk retry is held up");
@@ -96,7 +96,7 @@ impl Scheduler {
                 }
                 match self.claim(&queue, asked, limit).await {
                     Ok(()) => {}
-                    Err(Error::Down) => return Err(Error::Down),
+                    Err(error) if error.is_of_database() => return Err(error),
                     Err(error) => tracing::warn!(queue, %error, "no retry of this queue is sent"),
                 }
             }

@@ -171,7 +171,7 @@ impl Sender {
         let end = Instant::now() + self.policy.lease;
         loop {
             match write().await {
-                Err(Error::Down | Error::Busy) if Instant::now() < end => {
+                Err(error) if error.passes() && Instant::now() < end => {
                     tokio::time::sleep(WRITE_AGAIN).await;
                 }
                 written => return written,

@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Options, buffer::Buffer};
-use crate::store::{Error, Event, Store};
+use crate::store::{Event, Store};
 
 /// How soon a database that is away or busy is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -73,7 +73,7 @@ impl Writer {
         while let Some(part) = parts.pop() {
             match self.store.log(part).await {
                 Ok(()) => {}
-                Err(Error::Down | Error::Busy) => {
+                Err(error) if error.passes() => {
                     parts.push(part);
                     if !self.wait().await {
                         let lost = parts.iter().map(|part| part.len()).sum();

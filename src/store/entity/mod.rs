@@ -8,3 +8,4 @@ pub mod group;
 pub mod message_log;
 pub mod message_log_event;
 pub mod retry_operation;
+pub mod write_probe;
