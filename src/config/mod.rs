@@ -39,6 +39,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// The shortest AUDIT_RETENTION: a smaller number was meant in another unit.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(60);
+/// The smallest AUDIT_MAX_BYTES: with less, it would forget what it has just written.
+const SMALLEST_LOG: usize = 1024 * 1024;
 /// Events of the message log that may wait for the database.
 const LOG_ROOM: Room = Room {
     events: 50_000,
@@ -349,8 +351,13 @@ fn message_log(reader: &mut Reader) -> Option<message_log::Options> {
     if retention < SHORTEST_RETENTION {
         reader.problem("AUDIT_RETENTION", "must be at least 1m");
     }
+    let max_bytes = reader.bytes("AUDIT_MAX_BYTES");
+    if max_bytes > 0 && max_bytes < SMALLEST_LOG {
+        reader.problem("AUDIT_MAX_BYTES", "must be at least 1MiB, or 0");
+    }
     let options = message_log::Options {
         retention,
+        max_bytes: u64::try_from(max_bytes).ok().filter(|bytes| *bytes > 0),
         max_payload_bytes: reader.bytes("AUDIT_MAX_PAYLOAD"),
         room: LOG_ROOM,
         pace: LOG_PACE,

@@ -187,6 +187,11 @@ pub const SETTINGS: &[Setting] = &[
         "How long the message log keeps a message; at least 1m",
     ),
     setting(
+        "AUDIT_MAX_BYTES",
+        "1GiB",
+        "About how much of the database the message log may take, indexes included; the oldest messages go first; at least 1MiB, 0: no limit",
+    ),
+    setting(
         "AUDIT_MAX_PAYLOAD",
         "16KiB",
         "Payloads up to this size are kept in the message log",

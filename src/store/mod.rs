@@ -40,7 +40,8 @@ pub use self::{
     error::Error,
     filter::Filter,
     message_log::{
-        Entry, Event, EventKind, Happened, LogFilter, LogStatus, Logged, Settlement, What,
+        Entry, Event, EventKind, Forgotten, Happened, LogFilter, LogStatus, Logged, Settlement,
+        What,
     },
     operation::{Operation, OperationState, Step},
     query::{Change, Changes, Cursor, Group, Page, QueueCounts, Stats},

@@ -41,6 +41,7 @@ on_both! {
     switched_off_it_says_so
     without_its_database_nothing_is_slowed_and_what_is_dropped_is_counted
     old_entries_are_forgotten
+    a_log_takes_no_more_than_it_may
     what_is_in_memory_is_written_when_the_gateway_stops
 }
 
@@ -679,6 +680,28 @@ async fn old_entries_are_forgotten(on: On) {
     // With its events: a new message of this id has no past.
     audit.publish("m").await;
     audit.told("m", &[CONFIRMED]).await;
+}
+
+async fn a_log_takes_no_more_than_it_may(on: On) {
+    let audit = Auditor::open_with(on, |setup| {
+        prompt(setup);
+        let log = log_options(setup);
+        log.max_bytes = Some(64 * 1024);
+        log.sweep = Duration::from_millis(50);
+    })
+    .await;
+    audit.publish("first").await;
+    audit.told("first", &[CONFIRMED]).await;
+    let large = "x".repeat(8 * 1024);
+    audit.front.fill(&audit.queue, &[large.as_str(); 16]).await;
+    let missing = refused(Code::NotFound, "MESSAGE_NOT_FOUND");
+    eventually("the oldest is forgotten", || async {
+        let first = audit.message("first").await;
+        first.err().map(|status| refusal::<()>(Err(status))) == Some(missing.clone())
+    })
+    .await;
+    audit.publish("last").await;
+    audit.told("last", &[CONFIRMED]).await;
 }
 
 async fn what_is_in_memory_is_written_when_the_gateway_stops(on: On) {

@@ -31,6 +31,8 @@ pub(super) struct Buffer {
     waiting: Mutex<Waiting>,
     room: Room,
     dropped: AtomicU64,
+    /// About how many bytes were written down.
+    written: AtomicU64,
     /// There is something, or enough for a batch.
     pub(super) filled: Notify,
 }
@@ -47,6 +49,7 @@ impl Buffer {
             waiting: Mutex::default(),
             room,
             dropped: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             filled: Notify::new(),
         }
     }
@@ -107,6 +110,18 @@ impl Buffer {
     pub(super) fn drop_some(&self, count: usize) {
         let count = u64::try_from(count).unwrap_or(u64::MAX);
         self.dropped.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts events that are written.
+    pub(super) fn count_written(&self, events: &[Event]) {
+        let bytes = events.iter().map(weight).sum::<usize>();
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// About how many bytes were written down.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {

@@ -32,6 +32,8 @@ const ERROR_TEXT: usize = 256;
 pub struct Options {
     /// How long entries are kept.
     pub retention: Duration,
+    /// About how many bytes of the database it may take; the oldest entries go first. `None`: any number.
+    pub max_bytes: Option<u64>,
     /// Payloads up to this size are kept.
     pub max_payload_bytes: usize,
     /// How much may wait for the database.

@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Options, buffer::Buffer};
-use crate::store::{Event, Store};
+use crate::store::{Error, Event, Store};
 
 /// How soon a database that is away or busy is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -14,6 +14,11 @@ const AGAIN: Duration = Duration::from_millis(500);
 const WARN: Duration = Duration::from_secs(10);
 /// Between two steps of forgetting, so that others come to their turn.
 const BREATH: Duration = Duration::from_millis(50);
+/// How often at most, and after which part of what it may take was written, the log's size is looked at between two sweeps.
+const LOOK: Duration = Duration::from_secs(1);
+const PART: u64 = 20;
+/// Steps of forgetting after which the size is looked at again: other replicas forget, too.
+const STEPS: usize = 20;
 
 /// Starts all of it; ends at `stop`, after what still waits is written.
 pub(super) fn start(
@@ -30,7 +35,7 @@ pub(super) fn start(
         stop: stop.clone(),
     };
     tasks.spawn(writer.run());
-    let forgetting = forget(store, options.retention, options.sweep);
+    let forgetting = forget(store, buffer.clone(), options);
     tasks.spawn(stop.clone().run_until_cancelled_owned(forgetting));
     tasks.spawn(stop.run_until_cancelled_owned(warn(buffer)));
 }
@@ -72,7 +77,7 @@ impl Writer {
         let mut parts = vec![batch];
         while let Some(part) = parts.pop() {
             match self.store.log(part).await {
-                Ok(()) => {}
+                Ok(()) => self.buffer.count_written(part),
                 Err(error) if error.passes() => {
                     parts.push(part);
                     if !self.wait().await {
@@ -100,22 +105,65 @@ impl Writer {
     }
 }
 
-async fn forget(store: Store, retention: Duration, sweep: Duration) {
+async fn forget(store: Store, buffer: Arc<Buffer>, options: Options) {
     let mut presence = store.watch();
     loop {
         // Not all replicas at the same time.
-        sleep(sweep.mul_f64(0.5 + fastrand::f64())).await;
+        let sweep = options.sweep.mul_f64(0.5 + fastrand::f64());
+        tokio::select! {
+            () = sleep(sweep) => {}
+            () = much_written(&buffer, options.max_bytes) => {}
+        }
         if !presence.up().await {
             return;
         }
-        loop {
-            match store.forget_log(retention).await {
-                Ok(0) => break,
-                Ok(_) => sleep(BREATH).await,
-                Err(error) => {
-                    tracing::debug!(%error, "cannot forget old entries of the message log now");
-                    break;
-                }
+        let mut forgotten = forget_old(&store, options.retention).await;
+        if let (Ok(()), Some(most)) = (&forgotten, options.max_bytes) {
+            forgotten = forget_more_than(&store, most).await;
+        }
+        if let Err(error) = forgotten {
+            tracing::debug!(%error, "cannot forget old entries of the message log now");
+        }
+    }
+}
+
+/// Waits until a good part of what the log may take was written.
+async fn much_written(buffer: &Buffer, most: Option<u64>) {
+    let Some(most) = most else {
+        return std::future::pending().await;
+    };
+    let before = buffer.written();
+    loop {
+        sleep(LOOK).await;
+        if buffer.written() - before > most / PART {
+            return;
+        }
+    }
+}
+
+async fn forget_old(store: &Store, retention: Duration) -> Result<(), Error> {
+    while store.forget_log(retention).await?.rows > 0 {
+        sleep(BREATH).await;
+    }
+    Ok(())
+}
+
+/// Forgets the oldest until the log takes no more than this.
+async fn forget_more_than(store: &Store, most: u64) -> Result<(), Error> {
+    loop {
+        let mut bytes = store.log_bytes().await?;
+        if bytes <= most {
+            return Ok(());
+        }
+        for _ in 0..STEPS {
+            let forgotten = store.forget_oldest().await?;
+            bytes = bytes.saturating_sub(forgotten.bytes);
+            if forgotten.rows == 0 {
+                return Ok(());
+            }
+            sleep(BREATH).await;
+            if bytes <= most {
+                break;
             }
         }
     }

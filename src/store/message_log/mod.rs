@@ -3,7 +3,9 @@
 //! Events of one message may be written in any order, and by several replicas: a subscriber can have acked before whoever
 //! published has heard from the broker. What an entry says of the message follows from its events, in either order.
 
+mod forget;
 mod query;
+mod size;
 mod standing;
 mod write;
 
@@ -11,7 +13,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-pub use self::query::{Happened, LogFilter, Logged};
+pub use self::{
+    forget::Forgotten,
+    query::{Happened, LogFilter, Logged},
+};
 use crate::{failure::Time, message::Message};
 
 /// Something that happened to a message, to be written down.

@@ -1,11 +1,7 @@
-//! Writing events down, many in a transaction, and forgetting them.
+//! Writing events down, many in a transaction.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
-use chrono::TimeDelta;
 use sea_orm::{
     ActiveValue::{NotSet, Set},
     ColumnTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
@@ -22,7 +18,7 @@ use crate::{
         Error, Store,
         entity::{message_log, message_log_event},
         properties, row, transaction,
-        work::{CHUNK, Work},
+        work::Work,
     },
 };
 
@@ -74,47 +70,6 @@ impl Store {
                 unsure.clear();
             }
             unsure
-        })
-    }
-
-    /// Forgets some of what is older than this; how much. 0: nothing is left of it.
-    pub async fn forget_log(&self, kept: Duration) -> Result<u64, Error> {
-        transaction!(self, |work| {
-            let kept = TimeDelta::from_std(kept).unwrap_or(TimeDelta::MAX);
-            // Longer than time is old: for ever.
-            let before = work.now.checked_sub_signed(kept).unwrap_or_default();
-            let before = row::moment(before, work.backend());
-            let limit = u64::try_from(CHUNK).unwrap_or(u64::MAX);
-            let mut forgotten = 0;
-            {
-                use message_log::{Column, Entity};
-                let old = Entity::find()
-                    .select_only()
-                    .column(Column::Id)
-                    .filter(Column::PublishedAt.lt(before.clone()))
-                    .order_by_asc(Column::PublishedAt)
-                    .limit(limit);
-                let ids: Vec<i64> = old.into_tuple().all(&work.tx).await?;
-                if !ids.is_empty() {
-                    let gone = Entity::delete_many().filter(Column::Id.is_in(ids));
-                    forgotten += gone.exec(&work.tx).await?.rows_affected;
-                }
-            }
-            {
-                use message_log_event::{Column, Entity};
-                let old = Entity::find()
-                    .select_only()
-                    .column(Column::Id)
-                    .filter(Column::At.lt(before))
-                    .order_by_asc(Column::At)
-                    .limit(limit);
-                let ids: Vec<i64> = old.into_tuple().all(&work.tx).await?;
-                if !ids.is_empty() {
-                    let gone = Entity::delete_many().filter(Column::Id.is_in(ids));
-                    forgotten += gone.exec(&work.tx).await?.rows_affected;
-                }
-            }
-            forgotten
         })
     }
 }

@@ -28,6 +28,7 @@ on_each! {
     filters_are_met_together
     a_rare_message_is_found_in_steps
     what_is_old_is_forgotten_with_its_events
+    the_size_of_a_log_is_known_about_and_the_oldest_of_it_go_first
 }
 
 mod replicas {
@@ -574,6 +575,7 @@ async fn what_is_old_is_forgotten_with_its_events(own: &Own) {
         .forget_log(Duration::from_secs(3_600))
         .await
         .expect("forget")
+        .rows
         > 0
     {
         steps += 1;
@@ -590,4 +592,79 @@ async fn what_is_old_is_forgotten_with_its_events(own: &Own) {
 
 fn chrono_hours(hours: i64) -> Duration {
     Duration::from_secs(u64::try_from(hours).expect("not negative") * 3_600)
+}
+
+/// Lives of so many messages, a second apart, of which every tenth is large.
+fn lives(numbers: std::ops::Range<i64>) -> Vec<Event> {
+    let life = |n: i64| {
+        let payload = if n % 10 == 0 {
+            "x".repeat(2_000)
+        } else {
+            "x".to_owned()
+        };
+        let id = format!("m-{n:06}");
+        [
+            published_as(&id, n, entry(&payload)),
+            settled(&id, n, 1, Settlement::Ack),
+        ]
+    };
+    numbers.flat_map(life).collect()
+}
+
+async fn the_size_of_a_log_is_known_about_and_the_oldest_of_it_go_first(own: &Own) {
+    let store = own.store().await;
+    let size = async || store.log_bytes().await.expect("looked at");
+    assert_eq!(size().await, 0);
+    log(&store, &lives(0..500)).await;
+    let small = size().await;
+    let payloads = 50 * 2_000 + 450;
+    assert!(
+        small > payloads && small < payloads + 1_500 * 400,
+        "{small}"
+    );
+    let step = async || store.forget_oldest().await.expect("forgotten");
+    let some = store.forget_log(Duration::from_secs(3_600)).await;
+    let some = some.expect("forgotten");
+    assert!(
+        some.rows > 0 && some.rows <= 1_000,
+        "a bounded step: {some:?}"
+    );
+    assert_eq!(
+        size().await,
+        small - some.bytes,
+        "what is gone is known exactly"
+    );
+    while step().await.rows > 0 {}
+    assert_eq!(size().await, 0);
+
+    // More than is looked at.
+    for n in 0..20 {
+        log(&store, &lives(n * 500..(n + 1) * 500)).await;
+    }
+    let estimate = size().await;
+    let first = step().await;
+    assert!(first.rows > 0 && first.rows <= 1_000, "{first:?}");
+    let mut left = list(&store, &LogFilter::default(), None, 10_000).await;
+    left.sort_by_key(|entry| entry.published_at);
+    assert_eq!(left.last().expect("most").message_id, "m-009999");
+    let gone = 10_000 - left.len();
+    assert_eq!(
+        left[0].message_id,
+        format!("m-{gone:06}"),
+        "the oldest went"
+    );
+    let events = get(&store, &left[0].message_id).await.1;
+    assert_eq!(events.len(), 2, "with its events");
+    let mut all = first.bytes;
+    loop {
+        let more = step().await;
+        all += more.bytes;
+        if more.rows == 0 {
+            break;
+        }
+    }
+    let (estimate, all) = (i64::try_from(estimate), i64::try_from(all));
+    let (estimate, all) = (estimate.expect("fits"), all.expect("fits"));
+    assert!((estimate - all).abs() < all / 10, "{estimate} of {all}");
+    store.close().await;
 }
