@@ -15,6 +15,7 @@ pub mod store; // the database
 
 pub mod failure; // failed messages and their state machine
 
+mod coalesce; // one question for all who ask at once
 pub mod config;
 pub mod deadline; // the caller's
 pub mod error; // what callers are told

@@ -69,6 +69,7 @@ mod subscribe_end;
 mod tls;
 mod topology;
 mod traces;
+mod watchers;
 mod wear;
 mod wire;
 

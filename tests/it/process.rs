@@ -158,6 +158,11 @@ impl Process {
         PathBuf::from(format!("/proc/{}/root{data}", self.child.id()))
     }
 
+    /// Its process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)

@@ -13,6 +13,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Certificate, Client, Response, StatusCode, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     broker::{
@@ -25,6 +26,11 @@ use crate::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests at a time, each a connection; and how many more may wait for their turn. It is a neighbour's, who counts on it too.
+const AT_A_TIME: usize = 8;
+const WAITING: usize = 256;
+/// How long a connection is kept that nobody uses.
+const IDLE: Duration = Duration::from_secs(30);
 /// How long an API that does not answer is left alone: nobody waits for it again and again.
 const LEAVE_ALONE: Duration = Duration::from_secs(3);
 /// What of a queue is asked for; the rest of what RabbitMQ tells is larger than this by far.
@@ -51,6 +57,9 @@ pub(super) struct Management {
     client: Client,
     options: Options,
     trouble: Mutex<Option<Trouble>>,
+    /// For requests that are under way or wait, and for those under way.
+    places: Semaphore,
+    turns: Semaphore,
 }
 
 struct Trouble {
@@ -64,6 +73,8 @@ impl Management {
         let mut client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
+            .pool_max_idle_per_host(AT_A_TIME)
+            .pool_idle_timeout(IDLE)
             // It is a neighbour: a proxy for the world outside has no business here.
             .no_proxy()
             // Credentials are for it alone.
@@ -79,6 +90,8 @@ impl Management {
             client: client.build().map_err(|error| error.to_string())?,
             options,
             trouble: Mutex::new(None),
+            places: Semaphore::new(AT_A_TIME + WAITING),
+            turns: Semaphore::new(AT_A_TIME),
         })
     }
 
@@ -180,6 +193,12 @@ impl Management {
 
     /// `None`: there is no such thing.
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Error> {
+        self.spared()?;
+        let overrun = || Error::ManagementDown("too many questions wait for it".to_owned());
+        let _place = self.places.try_acquire().map_err(|_| overrun())?;
+        let turn = timeout(TIMEOUT, self.turns.acquire()).await;
+        let _turn = turn.map_err(|_| overrun())?;
+        // Whoever was before may have found out that it does not answer.
         self.spared()?;
         match self.ask(path).await {
             Ok(answer) => {
@@ -513,7 +532,66 @@ fn value(json: &serde_json::Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
+
+    /// Answers nothing until as many requests are there as it may get at a time, and then that it knows no such thing.
+    async fn serve(listener: TcpListener, now: Arc<AtomicUsize>, most: Arc<AtomicUsize>) {
+        let enough = Arc::new(Semaphore::new(0));
+        loop {
+            let (mut socket, _) = listener.accept().await.expect("somebody asks");
+            let (now, most, enough) = (now.clone(), most.clone(), enough.clone());
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                while socket.read(&mut request).await.is_ok_and(|read| read > 0) {
+                    let waiting = now.fetch_add(1, SeqCst) + 1;
+                    most.fetch_max(waiting, SeqCst);
+                    if waiting >= AT_A_TIME {
+                        enough.add_permits(1_000_000);
+                    }
+                    let _ = enough.acquire().await;
+                    now.fetch_sub(1, SeqCst);
+                    let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+                    let _ = socket.write_all(answer).await;
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn few_requests_are_made_at_a_time_and_only_so_many_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let (now, most) = (Arc::default(), Arc::default());
+        tokio::spawn(serve(listener, now, Arc::clone(&most)));
+        let management = Management::new(Options {
+            url: url.parse().expect("a URL"),
+            user: "guest".to_owned(),
+            password: "guest".to_owned().into(),
+            virtual_host: "/".to_owned(),
+            ca_pem: None,
+        });
+        let management = management.expect("a client");
+        let names: Vec<String> = (0..1_000).map(|n| n.to_string()).collect();
+        let asked = names.iter().map(|name| management.queue(name));
+        let answers = futures::future::join_all(asked).await;
+        let refused = answers.iter().filter(|answer| answer.is_err()).count();
+        assert_eq!(refused, 1_000 - AT_A_TIME - WAITING);
+        assert_eq!(most.load(SeqCst), AT_A_TIME);
+        assert!(
+            management.queue("later").await.is_ok(),
+            "it does not count as down"
+        );
+    }
 
     fn queue(json: serde_json::Value) -> QueueInfo {
         let queue: Queue = serde_json::from_value(json).expect("tolerated");

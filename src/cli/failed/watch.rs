@@ -71,6 +71,11 @@ pub(super) async fn run(watch: Watch) -> Result<(), Exit> {
         let Some(response) = response else {
             return Err(Exit::new(Exit::NOT_DONE, "the gateway ended the watch"));
         };
+        if response.missed_changes {
+            complain(
+                "changes were missed, because they were read too slowly: list again to see them",
+            );
+        }
         for change in response.changes {
             let Some(failed) = &change.failed_message else {
                 continue;

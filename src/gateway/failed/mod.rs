@@ -11,12 +11,13 @@ mod watch;
 use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
+use moka::future::Cache;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-pub use self::watch::Watch;
-use self::{acks::Acks, collector::Collectors, sender::Sender};
+pub use self::watch::{News, Watch};
+use self::{acks::Acks, collector::Collectors, sender::Sender, watch::Watchers};
 use super::{
     message_log::{self, MessageLog},
     page::{self, BadToken, Listed},
@@ -41,9 +42,11 @@ pub const MAX_COMMENT: usize = 4 * 1024;
 /// Retries a second that a bulk retry may ask for.
 pub const MAX_RATE: u32 = 1_000;
 pub const DEFAULT_RATE: u32 = 10;
+/// How old the progress of a bulk retry may be that one more who follows it is told.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Why a call about failed messages was not carried out.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error("there is no such failed message")]
     NotFound,
@@ -114,6 +117,9 @@ pub struct FailedMessages {
     log: MessageLog,
     pub(super) collectors: Collectors,
     pub(super) acks: Acks,
+    watchers: Watchers,
+    /// Bulk retries that are followed, as they were a moment ago.
+    operations: Cache<Uuid, Operation>,
 }
 
 /// What runs behind the calls.
@@ -166,6 +172,11 @@ impl FailedMessages {
         let (acks, recording) = acks::recorder(store.clone());
         let recorder = tokio::spawn(recording);
         let service = Self {
+            watchers: Watchers::new(store.clone()),
+            operations: Cache::builder()
+                .time_to_live(FRESH)
+                .max_capacity(1_000)
+                .build(),
             store,
             sender,
             log,
@@ -432,6 +443,12 @@ impl FailedMessages {
         self.store.operation(id).await.map_err(of_operation)
     }
 
+    /// The same, or as it was a moment ago: for those who ask again and again.
+    pub async fn follow_operation(&self, id: Uuid) -> Result<Operation, Error> {
+        let found = self.operations.try_get_with(id, self.operation(id)).await;
+        found.map_err(Arc::unwrap_or_clone)
+    }
+
     /// Stops a bulk retry.
     pub async fn stop_operation(&self, id: Uuid) -> Result<Operation, Error> {
         self.store.stop_operation(id).await.map_err(of_operation)
@@ -439,7 +456,7 @@ impl FailedMessages {
 
     /// Changes from now on.
     pub async fn watch(&self, filter: Filter) -> Result<Watch, Error> {
-        Ok(Watch::begin(self.store.clone(), filter).await?)
+        Ok(self.watchers.begin(filter).await?)
     }
 }
 

@@ -1,10 +1,14 @@
 //! What there is, and how it does.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
+use tokio::time::timeout;
 
-use super::{Error, QueueAdmin, is_stream, note, own_exchange, queue_name};
+use super::{Error, QueueAdmin, TURN, is_stream, note, own_exchange, queue_name};
 use crate::{
     broker::{
         self,
@@ -13,6 +17,7 @@ use crate::{
     },
     gateway::page::{self, Listed},
     names,
+    store::QueueCounts,
 };
 
 /// Queues of a list that are asked about over AMQP at the most.
@@ -83,12 +88,17 @@ impl QueueAdmin {
 
     /// All queues, as far as anybody can tell.
     pub async fn all_queues(&self) -> Result<Answer<Vec<QueueInfo>>, Error> {
+        let this = self.clone();
+        self.listed.ask((), async move { this.list().await }).await
+    }
+
+    async fn list(&self) -> Result<Answer<Vec<QueueInfo>>, Error> {
         let admin = self.broker.admin();
         let (mut found, management) = match listed(admin.queues().await)? {
             Ok(found) => (self.counted(found).await, Management::Up),
             Err(management) => {
                 let known = self.known.queues().into_iter();
-                let asked = known.map(async |name| (admin.queue(&name).await, name));
+                let asked = known.map(async |name| (self.ask(&name).await, name));
                 let forget = |name: &str| self.known.forget_queue(name);
                 (there(asked, forget).await?, management)
             }
@@ -111,8 +121,7 @@ impl QueueAdmin {
             .take(MOST_UNCOUNTED)
             .map(|queue| queue.name.clone())
             .collect();
-        let admin = self.broker.admin();
-        let asked = stream::iter(names).map(|name| async move { admin.queue(&name).await.ok() });
+        let asked = stream::iter(names).map(|name| async move { self.ask(&name).await.ok() });
         let asked = asked.buffer_unordered(AT_A_TIME).collect::<Vec<_>>();
         for counted in asked.await.into_iter().flatten() {
             if let Some(queue) = queues.iter_mut().find(|queue| queue.name == counted.name) {
@@ -125,7 +134,7 @@ impl QueueAdmin {
     /// One queue.
     pub async fn queue(&self, name: &str) -> Result<Answer<QueueInfo>, Error> {
         queue_name("name", name)?;
-        let mut queue = self.broker.admin().queue(name).await?;
+        let mut queue = self.ask(name).await?;
         self.rates.complete(&mut queue);
         let note = match queue.source {
             broker::admin::Source::Amqp => "only what AMQP tells is known: RabbitMQ's management API is switched off, does not answer, or does not know the queue yet".to_owned(),
@@ -143,14 +152,50 @@ impl QueueAdmin {
         })
     }
 
-    pub async fn stats_of(&self, queue: QueueInfo) -> QueueStats {
+    /// All queues, by name, with the same: without asking about each where the list has them all.
+    pub async fn all_stats(&self) -> Result<Answer<Vec<QueueStats>>, Error> {
+        let (all, failed) = tokio::join!(self.all_queues(), self.failed.stats(None));
+        let mut all = all?;
+        all.found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let failed = failed.ok().map(|stats| {
+            let of_queues = stats.queues.into_iter();
+            let open = of_queues.map(|of| (of.queue.clone(), open(&of)));
+            open.collect::<HashMap<_, _>>()
+        });
+        let ready = all
+            .found
+            .iter()
+            .map(|queue| (queue.name.clone(), queue.ready));
+        let ready: HashMap<_, _> = ready.collect();
+        let partial = all.is_partial();
+        let stats = stream::iter(all.found).map(|queue| {
+            let letters = ready.get(&dead_letter_queue(&queue.name)).copied();
+            let failed = failed.as_ref();
+            let failed = failed.map(|of| of.get(&queue.name).copied().unwrap_or_default());
+            async move {
+                let dead_letters = match letters {
+                    Some(ready) => ready,
+                    None if partial => self.dead_letters(&queue.name).await,
+                    None => None,
+                };
+                QueueStats {
+                    time_to_drain: time_to_drain(&queue),
+                    failed,
+                    dead_letters,
+                    queue,
+                }
+            }
+        });
+        Ok(Answer {
+            found: stats.buffered(AT_A_TIME).collect().await,
+            note: all.note,
+        })
+    }
+
+    async fn stats_of(&self, queue: QueueInfo) -> QueueStats {
         let letters = self.dead_letters(&queue.name);
         let failed = self.failed.stats(Some(&queue.name));
         let (letters, failed) = tokio::join!(letters, failed);
-        let open = |counts: &crate::store::QueueCounts| {
-            let counts = counts.counts;
-            counts.pending + counts.retrying + counts.failed
-        };
         QueueStats {
             time_to_drain: time_to_drain(&queue),
             failed: failed.ok().map(|stats| stats.queues.iter().map(open).sum()),
@@ -164,7 +209,18 @@ impl QueueAdmin {
         let letters = dead_letter_queue(queue);
         // The longest names have none.
         names::queue(&letters).ok()?;
-        self.broker.admin().queue(&letters).await.ok()?.ready
+        self.ask(&letters).await.ok()?.ready
+    }
+
+    /// Asks the broker about a queue: once for all who ask at once, and about so many queues at a time.
+    async fn ask(&self, name: &str) -> Result<QueueInfo, broker::Error> {
+        let (broker, turns, of) = (self.broker.clone(), self.turns.clone(), name.to_owned());
+        let asking = async move {
+            let turn = timeout(TURN, turns.acquire()).await;
+            let _turn = turn.map_err(|_| broker::Error::TimedOut)?;
+            broker.admin().queue(&of).await
+        };
+        self.asked.ask(name.to_owned(), asking).await
     }
 
     /// Exchanges whose name contains a text, in any case of letters, by name.
@@ -229,6 +285,11 @@ impl QueueAdmin {
         };
         Ok(page::of(all, key, size, token, &list)?)
     }
+}
+
+/// Failed messages that are not resolved.
+fn open(of: &QueueCounts) -> u64 {
+    of.counts.pending + of.counts.retrying + of.counts.failed
 }
 
 /// Tells a list that nobody can give from one that failed.

@@ -10,8 +10,11 @@ mod moving;
 mod peek;
 pub mod plan;
 mod rates;
+mod samples;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
 
 pub(super) use self::figures::time_to_drain;
 pub use self::{
@@ -20,7 +23,7 @@ pub use self::{
     moving::Moved,
     peek::MAX_PEEKED,
 };
-use self::{known::Known, rates::Rates};
+use self::{known::Known, rates::Rates, samples::Samples};
 use super::{failed::FailedMessages, page::BadToken, validate::Invalid};
 use crate::{
     broker::{
@@ -28,12 +31,13 @@ use crate::{
         admin::{Management, QueueInfo},
         topology::{QueueDefaults, Topology},
     },
+    coalesce::Coalesced,
     finish::finish,
     names,
 };
 
 /// Why a call about queues was not carried out.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -97,6 +101,11 @@ fn fetchable(queue: &QueueInfo) -> Result<(), Error> {
     Ok(())
 }
 
+/// Queues that the broker is asked about at a time: each is a channel, and a request to its management API.
+const MOST_ASKED: usize = 32;
+/// How long a question waits for its turn.
+const TURN: Duration = Duration::from_secs(5);
+
 /// The service.
 #[derive(Clone)]
 pub struct QueueAdmin {
@@ -107,6 +116,12 @@ pub struct QueueAdmin {
     topology: Option<Arc<Topology>>,
     pub(super) known: Known,
     rates: Rates,
+    samples: Samples,
+    /// Questions about one queue, and about all, that several ask.
+    asked: Coalesced<String, Result<QueueInfo, broker::Error>>,
+    listed: Coalesced<(), Result<Answer<Vec<QueueInfo>>, Error>>,
+    /// Queues that are asked about at a time.
+    turns: Arc<Semaphore>,
 }
 
 impl QueueAdmin {
@@ -120,6 +135,10 @@ impl QueueAdmin {
             known: Known::new(topology.as_ref()),
             topology: topology.map(Arc::new),
             rates: Rates::default(),
+            samples: Samples::default(),
+            asked: Coalesced::default(),
+            listed: Coalesced::default(),
+            turns: Arc::new(Semaphore::new(MOST_ASKED)),
             broker,
             failed,
             defaults,

@@ -1,5 +1,7 @@
 //! Between the API's failed messages and the gateway's.
 
+use std::sync::Arc;
+
 use tonic::Status;
 use uuid::Uuid;
 
@@ -158,8 +160,9 @@ fn write_attempt(attempt: failure::Attempt) -> proto::Attempt {
     }
 }
 
-pub(super) fn write_change(change: Change) -> ProtoChange {
-    let (kind, failed_message) = match change {
+pub(super) fn write_change(change: Arc<Change>) -> ProtoChange {
+    // Others who watch may be told the same.
+    let (kind, failed_message) = match Arc::unwrap_or_clone(change) {
         Change::Changed(row) => (Kind::Changed, write_basic(*row)),
         Change::Deleted(id) => {
             let only_id = proto::FailedMessage {

@@ -302,8 +302,9 @@ impl FailedMessages for Service {
                     changes = watch.next() => changes.map_err(|error| Status::from(Failure::from(error))),
                 };
                 let over = changes.is_err();
-                let response = changes.map(|changes| WatchFailedMessagesResponse {
-                    changes: changes.into_iter().map(write_change).collect(),
+                let response = changes.map(|news| WatchFailedMessagesResponse {
+                    changes: news.changes.into_iter().map(write_change).collect(),
+                    missed_changes: news.missed,
                 });
                 if sender.send(response).await.is_err() || over {
                     return;
@@ -335,7 +336,7 @@ async fn progress(
         }
         let next = async {
             tokio::time::sleep(PROGRESS).await;
-            failed.operation(operation.id).await.map_err(status)
+            failed.follow_operation(operation.id).await.map_err(status)
         };
         let next = tokio::select! {
             () = sender.closed() => return,

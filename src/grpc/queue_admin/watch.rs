@@ -19,7 +19,7 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway,
-        queue_admin::{Answer, Error, QueueAdmin, QueueStats},
+        queue_admin::{Error, QueueAdmin},
     },
     grpc::{
         convert::duration,
@@ -57,15 +57,11 @@ pub async fn queue_stats(
     let stopping = gateway.stopping.clone();
     gateway.tasks.spawn(async move {
         loop {
-            let response = WatchQueueStatsResponse {
-                stats: next.found.into_iter().map(write_stats).collect(),
-                note: next.note,
-            };
-            if sender.send(Ok(response)).await.is_err() {
+            if sender.send(Ok(next)).await.is_err() {
                 return;
             }
             let looking = async {
-                tokio::time::sleep(interval).await;
+                queues.next_sample(interval).await;
                 look(&queues, &names, false).await.map_err(status)
             };
             let looked = tokio::select! {
@@ -90,23 +86,18 @@ async fn look(
     queues: &QueueAdmin,
     names: &[String],
     all_must_be: bool,
-) -> Result<Answer<Vec<QueueStats>>, Error> {
+) -> Result<WatchQueueStatsResponse, Error> {
     if names.is_empty() {
-        let mut all = queues.all_queues().await?;
-        all.found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let stats = stream::iter(all.found).map(|queue| {
-            let queues = queues.clone();
-            async move { queues.stats_of(queue).await }
-        });
-        return Ok(Answer {
-            found: stats.buffered(AT_A_TIME).collect().await,
-            note: all.note,
+        let all = queues.sample_all().await?;
+        return Ok(WatchQueueStatsResponse {
+            stats: all.found.iter().cloned().map(write_stats).collect(),
+            note: all.note.clone(),
         });
     }
     let asked = stream::iter(names.to_vec()).map(|name| {
         let queues = queues.clone();
         async move {
-            match queues.stats(&name).await {
+            match queues.sample(&name).await {
                 Err(Error::Broker(broker::Error::NotFound { .. })) if !all_must_be => Ok(None),
                 answer => answer.map(Some),
             }
@@ -114,13 +105,16 @@ async fn look(
     });
     let answers: Vec<_> = asked.buffered(AT_A_TIME).try_collect().await?;
     let answers: Vec<_> = answers.into_iter().flatten().collect();
-    Ok(Answer {
-        note: answers
-            .iter()
-            .map(|one| one.note.clone())
+    let mut notes = answers.iter().map(|one| &one.note);
+    Ok(WatchQueueStatsResponse {
+        note: notes
             .find(|note| !note.is_empty())
+            .cloned()
             .unwrap_or_default(),
-        found: answers.into_iter().map(|one| one.found).collect(),
+        stats: answers
+            .iter()
+            .map(|one| write_stats(one.found.clone()))
+            .collect(),
     })
 }
 
