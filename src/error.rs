@@ -88,6 +88,28 @@ pub struct Failure {
     pub publish_outcome: Option<&'static str>,
 }
 
+/// Why the rest of a request is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Interrupted {
+    /// The memory for requests that are being read is used up.
+    #[error("too many requests are being read at once; the rest of this one is not")]
+    Full,
+    /// Nothing more of it came for so long.
+    #[error("the rest of the request did not come within {0:?}")]
+    Idle(Duration),
+}
+
+impl Interrupted {
+    /// The one that made reading a request fail, if one did.
+    pub fn find(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let chain = std::iter::successors(Some(error), |error| error.source());
+        chain
+            .filter_map(|error| error.downcast_ref())
+            .copied()
+            .next()
+    }
+}
+
 /// How soon to try again: when the trouble passes by itself, and when somebody must make room first.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(5);
@@ -133,6 +155,24 @@ impl Failure {
             Self::in_doubt(InDoubt::ConfirmTimeout).publish("IN_DOUBT")
         } else {
             Self::deadline().publish("NOT_SENT")
+        }
+    }
+
+    /// The rest of a request is not read. `publishes`: it would have published something.
+    pub fn interrupted(why: Interrupted, publishes: bool) -> Self {
+        let message = why.to_string();
+        let failure = match why {
+            Interrupted::Full => {
+                Self::new(Code::ResourceExhausted, Reason::Overloaded, message).retry(SOON)
+            }
+            Interrupted::Idle(_) => {
+                Self::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, message)
+            }
+        };
+        if publishes {
+            failure.publish("NOT_SENT")
+        } else {
+            failure
         }
     }
 
@@ -307,6 +347,13 @@ impl Failure {
             End::BrokerDown => Self::broker_down(
                 "the link to the broker broke; what was unsettled returns to its queue: subscribe again",
             ),
+            End::Overloaded => Self::new(
+                Code::ResourceExhausted,
+                Reason::Overloaded,
+                "the gateway has no memory for what this stream sends; subscribe again with a smaller max_outstanding",
+            )
+            .retry(SOON),
+            End::Interrupted(why) => Self::interrupted(why, false),
             End::Stopping => Self::stopping(),
             End::DeadlineExceeded => Self::deadline(),
         })

@@ -20,6 +20,7 @@ pub mod config;
 pub mod deadline; // the caller's
 pub mod error; // what callers are told
 mod finish;
+pub mod memory; // the one budget of it
 pub mod message;
 pub mod metrics; // figures for those who watch
 pub mod names;

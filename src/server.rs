@@ -1,16 +1,19 @@
 //! The server: one port for gRPC, gRPC-Web and HTTP, from start to orderly end.
 
+mod connection;
+mod descriptors;
+mod listener;
+mod seats;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{service::Routes, transport::Server};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 use tracing::{info, warn};
 
+use self::{connection::BegunLayer, listener::Listener};
 use crate::{
     broker::{
         Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq,
@@ -26,7 +29,7 @@ use crate::{
         message_log::MessageLog,
         queue_admin::QueueAdmin,
     },
-    grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer},
+    grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer, intake::IntakeLayer},
     http::{self as rest, unread::UnreadLayer},
     metrics::Metrics,
     origins::{BadOrigin, Origins},
@@ -76,6 +79,7 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    descriptors::raise_limit();
     // First, because it may be unusable for good: then nothing else is begun.
     let store = Store::open(config.database.clone(), DATABASE_PATIENCE).await?;
     let log = MessageLog::start(store.clone(), config.message_log);
@@ -228,6 +232,8 @@ pub async fn run(
         store: store.clone(),
         queues: queues.clone(),
         failed: failed.clone(),
+        metrics: metrics.clone(),
+        refused_before: 0,
     };
     let watching = TaskTracker::new();
     let alerts = Alerts::start(
@@ -253,15 +259,17 @@ pub async fn run(
     let following_store = tokio::spawn(follow_store(health.clone(), store.clone()));
 
     let exposition = Exposition {
-        metrics,
+        metrics: metrics.clone(),
         links: broker.links(),
         store: store.clone(),
         log: log.clone(),
+        gateway: gateway.clone(),
     };
     let rest = rest::routes(&app.name, &gateway, store.watch(), &http.cors_origins)?
         .merge(rest::metrics::route(exposition));
     let routes = grpc::routes(Routes::from(rest), &gateway, &health)?;
     let ended = CancellationToken::new();
+    let connections = Listener::new(listener, &http, &metrics).connections();
     let serving = Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -271,17 +279,16 @@ pub async fn run(
         .max_connection_age(http.max_connection_age)
         .http2_keepalive_interval(Some(http.keepalive_interval))
         .http2_keepalive_timeout(Some(http.keepalive_timeout))
+        .layer(BegunLayer)
         .layer(tower::util::option_layer(cors(&http.cors_origins)?))
         .layer(DeadlineLayer)
         .layer(HangupLayer)
         .layer(UnreadLayer {
             stopping: stopping.clone(),
         })
+        .layer(IntakeLayer::new(&gateway, http.request_idle_timeout))
         .add_routes(routes.prepare())
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            ended.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(connections, ended.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving);
 
     tokio::select! {

@@ -25,6 +25,7 @@ use crate::{
         Limits, alerts,
         message_log::{self, Room},
     },
+    memory,
     origins::Origins,
     store::{self, Place},
     telemetry, traces, url,
@@ -95,6 +96,14 @@ pub struct TopologyFile {
 pub struct Http {
     /// Origins whose pages may call; empty: none.
     pub cors_origins: Vec<String>,
+    /// Connections at a time, where the descriptors allow so many.
+    pub max_connections: usize,
+    /// Those of one address; `None`: half of all.
+    pub max_connections_per_address: Option<usize>,
+    /// How long a new connection may take to begin its first request.
+    pub first_request_timeout: Duration,
+    /// How long a request that has begun may take to go on.
+    pub request_idle_timeout: Duration,
     pub max_streams_per_connection: u32,
     pub max_connection_age: Duration,
     pub keepalive_interval: Duration,
@@ -119,20 +128,14 @@ impl Config {
             dead_letter_ttl: reader.duration("DLQ_TTL"),
         };
         let topology = topology(&mut reader, &defaults);
-        let config = Self {
+        let mut config = Self {
             retries: retries(&mut reader, topology.as_ref()),
             database: database(&mut reader),
             message_log: message_log(&mut reader),
             alerts: alerts(&mut reader),
             topology,
             limits: limits(&mut reader, &defaults),
-            http: Http {
-                cors_origins: cors_origins(&mut reader),
-                max_streams_per_connection: reader.number("MAX_STREAMS_PER_CONNECTION"),
-                max_connection_age: reader.duration("MAX_CONNECTION_AGE"),
-                keepalive_interval: reader.duration("KEEPALIVE_INTERVAL"),
-                keepalive_timeout: reader.duration("KEEPALIVE_TIMEOUT"),
-            },
+            http: http(&mut reader),
             log: Log {
                 json: reader.one_of("LOG_FORMAT", &["text", "json"]) == "json",
                 filter: log_filter(&mut reader),
@@ -141,6 +144,11 @@ impl Config {
             app,
             rabbitmq,
         };
+        // Of a small budget the message log's events are not to take most.
+        let least = config.limits.max_memory_bytes / 8;
+        if let Some(log) = &mut config.message_log {
+            log.room.bytes = log.room.bytes.min(least);
+        }
         reader.finish(config)
     }
 }
@@ -294,11 +302,35 @@ fn topology(reader: &mut Reader, defaults: &QueueDefaults) -> Option<TopologyFil
     }
 }
 
+fn http(reader: &mut Reader) -> Http {
+    let max_connections = reader.number("MAX_CONNECTIONS");
+    let by_address = reader.is_set("MAX_CONNECTIONS_PER_ADDRESS");
+    let by_address = by_address.then(|| reader.number("MAX_CONNECTIONS_PER_ADDRESS"));
+    if max_connections == 0 {
+        reader.problem("MAX_CONNECTIONS", "must be at least 1");
+    }
+    if by_address == Some(0) {
+        reader.problem("MAX_CONNECTIONS_PER_ADDRESS", "must be at least 1");
+    }
+    Http {
+        cors_origins: cors_origins(reader),
+        max_connections,
+        max_connections_per_address: by_address,
+        first_request_timeout: reader.duration("FIRST_REQUEST_TIMEOUT"),
+        request_idle_timeout: reader.duration("REQUEST_IDLE_TIMEOUT"),
+        max_streams_per_connection: reader.number("MAX_STREAMS_PER_CONNECTION"),
+        max_connection_age: reader.duration("MAX_CONNECTION_AGE"),
+        keepalive_interval: reader.duration("KEEPALIVE_INTERVAL"),
+        keepalive_timeout: reader.duration("KEEPALIVE_TIMEOUT"),
+    }
+}
+
 fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
     Limits {
         max_payload_bytes: reader.bytes("MAX_PAYLOAD"),
         max_batch_bytes: reader.bytes("MAX_BATCH"),
         max_in_flight_bytes: reader.bytes("MAX_IN_FLIGHT"),
+        max_memory_bytes: memory(reader),
         publish_timeout: reader.duration("PUBLISH_TIMEOUT"),
         publish_window: reader.number("PUBLISH_STREAM_WINDOW"),
         max_outstanding: reader.number("MAX_OUTSTANDING"),
@@ -307,6 +339,17 @@ fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
         max_delivery_failures: reader.number("MAX_DELIVERY_FAILURES"),
         queues: *defaults,
     }
+}
+
+fn memory(reader: &mut Reader) -> usize {
+    if !reader.is_set("MAX_MEMORY_BYTES") {
+        return memory::default_budget().max(memory::SMALLEST);
+    }
+    let bytes = reader.bytes("MAX_MEMORY_BYTES");
+    if bytes < memory::SMALLEST {
+        reader.problem("MAX_MEMORY_BYTES", "must be at least 64MiB");
+    }
+    bytes
 }
 
 fn retries(reader: &mut Reader, topology: Option<&TopologyFile>) -> Policy {
@@ -600,6 +643,28 @@ mod tests {
         assert!(off.message_log.is_none());
         assert!(read(&[("AUDIT_RETENTION", "7")]).is_err());
         assert!(read(&[("AUDIT_LOG", "maybe")]).is_err());
+    }
+
+    #[test]
+    fn the_memory_is_a_part_of_the_machines_unless_it_is_set() {
+        let memory = |set: &[(&str, &str)]| read(set).map(|config| config.limits.max_memory_bytes);
+        assert!(memory(&[]).expect("valid") >= memory::SMALLEST);
+        let set = [("MAX_MEMORY_BYTES", "512MiB")];
+        assert_eq!(memory(&set), Ok(512 * 1024 * 1024));
+        assert!(memory(&[("MAX_MEMORY_BYTES", "63MiB")]).is_err());
+        let log = read(&[("MAX_MEMORY_BYTES", "64MiB")]).expect("valid");
+        let room = log.message_log.expect("on").room;
+        assert_eq!(room.bytes, 8 * 1024 * 1024);
+    }
+
+    #[test]
+    fn connections_must_be_allowed() {
+        assert_eq!(read(&[]).expect("valid").http.max_connections, 5_000);
+        assert!(read(&[("MAX_CONNECTIONS", "0")]).is_err());
+        assert!(read(&[("MAX_CONNECTIONS_PER_ADDRESS", "0")]).is_err());
+        let set = [("MAX_CONNECTIONS_PER_ADDRESS", "7")];
+        let most = read(&set).expect("valid").http.max_connections_per_address;
+        assert_eq!(most, Some(7));
     }
 
     #[test]

@@ -215,7 +215,12 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "MAX_IN_FLIGHT",
         "256MiB",
-        "Payloads that wait for their outcome, over all callers",
+        "Messages that wait for their outcome, over all callers; at most an eighth of MAX_MEMORY_BYTES",
+    ),
+    setting(
+        "MAX_MEMORY_BYTES",
+        "",
+        "Memory that the process may take, such as 512MiB; requests being read, publishes and deliveries have shares of it. Unset: three quarters of the control group's limit, at most a quarter of the machine's memory",
     ),
     setting(
         "MAX_OUTSTANDING",
@@ -237,6 +242,26 @@ pub const SETTINGS: &[Setting] = &[
         "CORS_ORIGINS",
         "",
         "Origins whose web pages may call, separated by commas; \"*\" for all",
+    ),
+    setting(
+        "MAX_CONNECTIONS",
+        "5000",
+        "Connections of clients at a time; fewer where the limit of open files (ulimit -n, raised to the hard limit at start) leaves no room, less a reserve",
+    ),
+    setting(
+        "MAX_CONNECTIONS_PER_ADDRESS",
+        "",
+        "Those of one IP address, loopback included; unset: half of all. A proxy in front is one address: set it to MAX_CONNECTIONS there",
+    ),
+    expert(
+        "FIRST_REQUEST_TIMEOUT",
+        "10s",
+        "How long a new connection may take to begin its first request",
+    ),
+    expert(
+        "REQUEST_IDLE_TIMEOUT",
+        "30s",
+        "How long the rest of a request that has begun may take to go on; a stream may rest between its messages",
     ),
     setting(
         "MAX_STREAMS_PER_CONNECTION",

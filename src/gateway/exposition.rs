@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use super::message_log::MessageLog;
+use super::{Gateway, message_log::MessageLog};
 use crate::{
     broker::{LinkState, Links},
     metrics::{Link, Metrics},
@@ -16,6 +16,7 @@ pub struct Exposition {
     pub links: watch::Receiver<Links>,
     pub store: Store,
     pub log: MessageLog,
+    pub gateway: Gateway,
 }
 
 impl Exposition {
@@ -27,6 +28,7 @@ impl Exposition {
         self.metrics.dropped(self.log.dropped());
         self.metrics
             .database(self.store.is_up(), self.store.connections());
+        self.metrics.memory(self.gateway.shares());
         self.metrics.exposition()
     }
 }

@@ -7,7 +7,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::ack_id::{AckId, Nonce};
+use super::{
+    ack_id::{AckId, Nonce},
+    subscribe::Parcel,
+};
 use crate::broker::{Delivery, Tag};
 
 /// How many settled deliveries are remembered, to tell a repeated settle from a late one.
@@ -51,7 +54,7 @@ pub enum Claim {
 /// A delivery that the client has.
 #[derive(Debug)]
 struct Out {
-    delivery: Arc<Delivery>,
+    delivery: Arc<Parcel>,
     deadline: Option<Instant>,
     /// Being settled: the broker is asked for something that takes a while.
     under_way: Option<Settled>,
@@ -109,7 +112,7 @@ impl Ledger {
 
     /// A delivery that is out.
     pub fn delivery(&self, tag: Tag) -> Option<&Delivery> {
-        self.out.get(&tag).map(|out| &*out.delivery)
+        self.out.get(&tag).map(|out| &**out.delivery)
     }
 
     /// What is out and not being settled.
@@ -119,7 +122,7 @@ impl Ledger {
     }
 
     /// The client gets a delivery. `deadline`: when it goes back unless settled.
-    pub fn give(&mut self, delivery: Arc<Delivery>, deadline: Option<Instant>) -> String {
+    pub fn give(&mut self, delivery: Arc<Parcel>, deadline: Option<Instant>) -> String {
         let tag = delivery.tag;
         self.highest = self.highest.max(tag);
         // A delivery of a stream comes again under its tag.
@@ -240,7 +243,7 @@ mod tests {
             message: Message::default(),
         };
         ledger.give(
-            Arc::new(delivery),
+            Arc::new(delivery.into()),
             Some(Instant::now() + Duration::from_secs(60)),
         )
     }

@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{
     broker::{Broker, topology::QueueDefaults},
+    memory::Memory,
     metrics::Metrics,
     traces::Traces,
 };
@@ -41,8 +42,10 @@ pub struct Limits {
     pub max_payload_bytes: usize,
     /// Bytes of one batch of publishes, encoded.
     pub max_batch_bytes: usize,
-    /// Bytes of payloads that wait for their outcome, over all callers.
+    /// Bytes of messages that wait for their outcome, over all callers; at most the share of them in the memory.
     pub max_in_flight_bytes: usize,
+    /// Memory that the process may take.
+    pub max_memory_bytes: usize,
     /// How long one publish may take when its caller sets no deadline.
     pub publish_timeout: Duration,
     /// Unanswered publishes of one stream.
@@ -83,8 +86,11 @@ pub struct Gateway {
     pub(crate) metrics: Metrics,
     traces: Traces,
     pub(crate) limits: Arc<Limits>,
-    /// Payload bytes that may still come in.
+    pub(crate) memory: Memory,
+    /// Bytes of messages that may still come in.
     admission: Arc<Semaphore>,
+    /// How many that is while there is none.
+    in_flight: usize,
     subscriptions: Arc<Semaphore>,
     suspects: Arc<Suspects>,
     /// Held while a missing dead-letter queue is made.
@@ -118,7 +124,9 @@ impl Gateway {
             metrics,
             traces,
         } = parts;
-        let admission = Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS));
+        let memory = Memory::new(limits.max_memory_bytes, limits.request_bytes());
+        let in_flight = limits.max_in_flight_bytes.min(memory.publishes);
+        let admission = Semaphore::new(in_flight.min(Semaphore::MAX_PERMITS));
         let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
         let suspects = Suspects::new(limits.max_delivery_failures);
         Self {
@@ -130,12 +138,28 @@ impl Gateway {
             metrics,
             traces,
             limits: Arc::new(limits),
+            memory,
             admission: Arc::new(admission),
+            in_flight,
             subscriptions: Arc::new(subscriptions),
             suspects: Arc::new(suspects),
             making_queues: Arc::default(),
             stopping,
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// The shares of the memory: their names, what is held, and what may be.
+    pub fn shares(&self) -> [(&'static str, usize, usize); 3] {
+        let Memory {
+            intake, deliveries, ..
+        } = &self.memory;
+        let free = self.admission.available_permits();
+        let publishes = self.in_flight.saturating_sub(free);
+        [
+            ("requests", intake.held(), intake.limit()),
+            ("publishes", publishes, self.in_flight),
+            ("deliveries", deliveries.held(), deliveries.limit()),
+        ]
     }
 }

@@ -16,6 +16,9 @@ use crate::{
     traces::Origin,
 };
 
+/// What a publish takes of memory besides its payload.
+const ENVELOPE: usize = 512;
+
 /// A message that a client wants published.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
@@ -113,7 +116,8 @@ impl Gateway {
                 return Err(self.not_handed_over(ids, outcome));
             }
         };
-        let size = u32::try_from(outgoing.message.payload.len()).unwrap_or(u32::MAX);
+        let size = outgoing.message.payload.len().saturating_add(ENVELOPE);
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
         let Ok(admission) = self.admission.clone().try_acquire_many_owned(size) else {
             self.note_overloaded(&outgoing.exchange, since);
             let overloaded = Fate::NotSent(NotSent::Overloaded).into();

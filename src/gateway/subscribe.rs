@@ -1,6 +1,6 @@
 //! Subscribing: what clients ask for and are told, and what is checked before a subscription opens. [`super::session`] serves it.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use futures::Stream;
 use tokio::{sync::mpsc, time::Instant};
@@ -8,7 +8,9 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{Gateway, ledger::SettleResult, session::Session, validate::Invalid};
 use crate::{
     broker::{self, Delivery, Entity},
+    error::Interrupted,
     failure::ErrorDetail,
+    memory::deliveries::Charge,
     names,
 };
 
@@ -54,6 +56,8 @@ pub enum Request {
     },
     /// Not a request that may come here: the stream ends.
     Invalid(Invalid),
+    /// The rest of the requests is not read.
+    Interrupted(Interrupted),
     /// No request: the client is gone without a half-close.
     Gone,
 }
@@ -91,11 +95,55 @@ pub enum Event {
     End(End),
 }
 
+/// A delivery in memory, where it is counted until it is dropped.
+#[derive(Debug)]
+pub struct Parcel {
+    delivery: Delivery,
+    /// `None`: it is not counted.
+    charge: Option<Charge>,
+}
+
+impl Parcel {
+    pub fn new(delivery: Delivery, charge: Charge) -> Self {
+        let charge = Some(charge);
+        Self { delivery, charge }
+    }
+}
+
+impl From<Delivery> for Parcel {
+    fn from(delivery: Delivery) -> Self {
+        let charge = None;
+        Self { delivery, charge }
+    }
+}
+
+impl Deref for Parcel {
+    type Target = Delivery;
+
+    fn deref(&self) -> &Delivery {
+        &self.delivery
+    }
+}
+
+impl Event {
+    /// Counts the copy that is made to send it; until that is dropped.
+    pub fn copied(&self) -> Option<Charge> {
+        let Self::Deliveries(given) = self else {
+            return None;
+        };
+        let bytes = given
+            .iter()
+            .map(|given| given.delivery.message.payload.len());
+        let charge = given.first()?.delivery.charge.as_ref()?;
+        Some(charge.account().copy(bytes.sum()))
+    }
+}
+
 /// A delivery as the client gets it.
 #[derive(Debug)]
 pub struct Given {
     pub ack_id: String,
-    pub delivery: Arc<Delivery>,
+    pub delivery: Arc<Parcel>,
     pub queue: String,
     /// From now; `None` with `auto_ack`.
     pub ack_deadline: Option<Duration>,
@@ -109,6 +157,10 @@ pub enum End {
     Invalid(Invalid),
     QueueDeleted(String),
     BrokerDown,
+    /// What the broker sent does not fit into the memory, and cannot be asked for again.
+    Overloaded,
+    /// The rest of the requests is not read.
+    Interrupted(Interrupted),
     /// The gateway stops.
     Stopping,
     /// The stream's own deadline came.

@@ -11,6 +11,7 @@ mod fields;
 pub mod hangup;
 mod health;
 mod incoming;
+pub mod intake;
 mod message_log;
 mod publisher;
 mod queue_admin;
@@ -65,7 +66,7 @@ pub fn routes(
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
     let requests = Requests::new(gateway.metrics.clone());
-    let incoming = Incoming::new(&gateway.limits);
+    let incoming = Incoming::new(&gateway.limits, gateway.memory.intake.clone());
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)

@@ -1,13 +1,13 @@
 //! The one table from a failure to a gRPC status.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use prost::Message as _;
 use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    error::{Code, Failure},
+    error::{Code, Failure, Interrupted},
     gateway::validate::Invalid,
 };
 
@@ -51,6 +51,13 @@ impl From<Failure> for Status {
         }
         Self::with_error_details(code(failure.code), failure.message, details)
     }
+}
+
+/// How a call ends whose rest is not read. Whoever reads on finds the reason in it ([`Interrupted::find`]).
+pub fn interrupted(why: Interrupted, publishes: bool) -> Status {
+    let mut status = Status::from(Failure::interrupted(why, publishes));
+    status.set_source(Arc::new(why));
+    status
 }
 
 /// A failure inside a message: what the rpc would have answered.

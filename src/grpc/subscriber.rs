@@ -1,7 +1,7 @@
 //! `courtier.v1.Subscriber`.
 
 use std::{
-    task::Poll,
+    task::{Poll, ready},
     time::{Duration, SystemTime},
 };
 
@@ -10,7 +10,6 @@ use futures::{
     stream::{self, BoxStream},
 };
 use tokio::time::{Instant, timeout_at};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -27,7 +26,7 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
-    error::Failure,
+    error::{Failure, Interrupted},
     failure::ErrorDetail,
     gateway::{
         Gateway, dead_letter,
@@ -84,7 +83,7 @@ impl Subscriber for Service {
         let cut = hung_up.clone();
         let requests = requests.map(move |request| match request {
             Err(_) if cut() => subscribe::Request::Gone,
-            Err(status) => subscribe::Request::Invalid(unreadable(&status, &refusals)),
+            Err(status) => unreadable(&status, &refusals),
             Ok(request) => read_request(request),
         });
         // However often it is asked: a caller that is gone stays gone.
@@ -93,8 +92,16 @@ impl Subscriber for Service {
         let requests = requests.chain(end).boxed();
         let end = deadline.map(|deadline| deadline.answer_by);
         let events = self.gateway.subscribe(start, requests, end).await;
-        let events = events.map_err(|refused| Status::from(Failure::of_refusal(refused)))?;
-        let responses = ReceiverStream::new(events).filter_map(|event| future::ready(write(event)));
+        let mut events = events.map_err(|refused| Status::from(Failure::of_refusal(refused)))?;
+        // The transport encodes an event into a copy, and asks for the next one when it has sent that.
+        let mut copied = None;
+        let responses = stream::poll_fn(move |context| {
+            drop(copied.take());
+            let event = ready!(events.poll_recv(context));
+            copied = event.as_ref().and_then(Event::copied);
+            Poll::Ready(event)
+        });
+        let responses = responses.filter_map(|event| future::ready(write(event)));
         Ok(Response::new(responses.boxed()))
     }
 }
@@ -117,11 +124,14 @@ fn read_start(start: proto::Start) -> Result<Start, Invalid> {
 }
 
 /// Why there is no request where one was expected.
-fn unreadable(status: &Status, refusals: &Refusals) -> Invalid {
-    refusals.last().unwrap_or_else(|| {
+fn unreadable(status: &Status, refusals: &Refusals) -> subscribe::Request {
+    if let Some(why) = Interrupted::find(status) {
+        return subscribe::Request::Interrupted(why);
+    }
+    subscribe::Request::Invalid(refusals.last().unwrap_or_else(|| {
         let problem = format!("cannot be read: {}", status.message());
         Invalid::field("request", problem)
-    })
+    }))
 }
 
 fn read_request(request: SubscribeRequest) -> subscribe::Request {

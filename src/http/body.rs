@@ -11,6 +11,7 @@ use axum::{
 use bytes::Bytes;
 
 use super::error::Error;
+use crate::error::{Failure, Interrupted};
 
 /// The bytes of a JSON body; at most `limit`, which the route's `DefaultBodyLimit` must be too.
 pub(super) async fn json(request: Request, limit: usize) -> Result<Bytes, Error> {
@@ -27,9 +28,10 @@ pub(super) async fn json(request: Request, limit: usize) -> Result<Bytes, Error>
         return Err(Error::too_large(limit));
     }
     let body = request.extract::<Bytes, _>().await;
-    body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::too_large(limit),
-        _ => Error::invalid("body", "broke off"),
+    body.map_err(|rejection| match Interrupted::find(&rejection) {
+        Some(why) => Failure::interrupted(why, false).into(),
+        None if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Error::too_large(limit),
+        None => Error::invalid("body", "broke off"),
     })
 }
 

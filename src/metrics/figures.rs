@@ -94,6 +94,15 @@ figures! {
     /// Events that are missing in the message log, because the database did not keep up or refused them
     message_log_dropped_events: Counter,
 
+    /// Memory that is held of requests being read, publishes in flight and deliveries
+    memory_held_bytes: Table<ShareLabels>,
+    /// Memory that may be held of each
+    memory_share_bytes: Table<ShareLabels>,
+    /// Connections of clients
+    connections: Gauge,
+    /// Connections of clients that were refused: limit (of all), address_limit, or descriptors (none was left)
+    connections_refused: Family<ReasonLabels, Counter>,
+
     /// Calls by how they ended
     grpc_requests: Family<CallLabels, Counter>,
     /// From a call's headers until its end; of a stream its whole life
@@ -175,6 +184,8 @@ labels! {
     FailedLabels { queue: Name, status: &'static str }
     MethodLabels { service: Name, method: Name }
     CallLabels { service: Name, method: Name, code: &'static str }
+    ReasonLabels { reason: &'static str }
+    ShareLabels { share: &'static str }
     StateLabels { state: &'static str }
     QueueLabels { queue: Name }
     AlertLabels { alert: Name, subject: Name }

@@ -20,7 +20,8 @@ pub use self::series::{Exchange, Lane, Publishing, Queue, Stream};
 use self::{
     figures::{
         AlertLabels, CallLabels, DeathLabels, FailedLabels, Figures, LaneLabels, LinkLabels,
-        MethodLabels, Name, QueueLabels, RetryLabels, RoleLabels, StateLabels,
+        MethodLabels, Name, QueueLabels, ReasonLabels, RetryLabels, RoleLabels, ShareLabels,
+        StateLabels,
     },
     series::Named,
     table::Table,
@@ -63,6 +64,18 @@ pub enum Link {
     Blocked,
     Down,
     Failing,
+}
+
+/// Why a connection was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum ConnectionRefused {
+    /// There are as many as there may be.
+    Limit,
+    /// There are as many of its address as there may be.
+    AddressLimit,
+    /// The process has no descriptor left.
+    Descriptors,
 }
 
 /// What is known of a queue; what is not has no series.
@@ -185,6 +198,50 @@ impl Metrics {
             .broker_reconnects
             .get_or_create(&RoleLabels { role });
         counter.inc_by(again.into());
+    }
+
+    /// The shares of the memory: what is held of each, and what it is at the most.
+    pub fn memory(&self, shares: [(&'static str, usize, usize); 3]) {
+        let rows = |value: fn(&(&'static str, usize, usize)) -> usize| {
+            let row = |share: &(&'static str, usize, usize)| {
+                let labels = ShareLabels { share: share.0 };
+                (
+                    labels,
+                    float(u64::try_from(value(share)).unwrap_or(u64::MAX)),
+                )
+            };
+            shares.iter().map(row).collect()
+        };
+        let figures = self.figures();
+        figures.memory_held_bytes.replace(rows(|share| share.1));
+        figures.memory_share_bytes.replace(rows(|share| share.2));
+    }
+
+    /// Clients have so many connections now.
+    pub fn connections(&self, now: usize) {
+        let gauge = &self.figures().connections;
+        gauge.set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+
+    /// A connection of a client was refused.
+    pub fn connection_refused(&self, reason: ConnectionRefused) {
+        let reason = reason.into();
+        let figures = self.figures();
+        let counter = figures
+            .connections_refused
+            .get_or_create(&ReasonLabels { reason });
+        counter.inc();
+    }
+
+    /// How many connections were refused so far, for whatever reason.
+    pub fn connections_refused(&self) -> u64 {
+        use strum::VariantArray;
+        let count = |reason: &ConnectionRefused| {
+            let reason = (*reason).into();
+            let counters = &self.figures().connections_refused;
+            counters.get_or_create(&ReasonLabels { reason }).get()
+        };
+        ConnectionRefused::VARIANTS.iter().map(count).sum()
     }
 
     /// A subscription, as long as it lasts, whose client may have so many deliveries unsettled.

@@ -46,7 +46,7 @@ impl Office {
         alerts.find(|alert| alert.kind() == kind && alert.subject == subject)
     }
 
-    async fn raised(&self, kind: Kind, subject: &str) -> Alert {
+    pub async fn raised(&self, kind: Kind, subject: &str) -> Alert {
         eventually("it is raised", async || {
             self.alert(kind, subject).await.is_some()
         })
@@ -54,7 +54,7 @@ impl Office {
         self.alert(kind, subject).await.expect("it stands")
     }
 
-    async fn cleared(&self, kind: Kind, subject: &str) {
+    pub async fn cleared(&self, kind: Kind, subject: &str) {
         eventually("it is cleared", async || {
             self.alert(kind, subject).await.is_none()
         })

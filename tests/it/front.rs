@@ -33,6 +33,9 @@ use tonic_types::StatusExt;
 
 use crate::harness::{Gateway, PATIENCE, Setup, connect, connect_managed};
 
+/// An event with the largest message that a test publishes.
+const MAX_EVENT: usize = 64 * 1024 * 1024;
+
 /// Makes a test of each case on one broker.
 macro_rules! on_one {
     (embedded: $($case:ident)*) => {
@@ -408,9 +411,22 @@ impl Stream {
         Self::say(gateway, [Request::Start(start)]).await
     }
 
+    /// Opens it at a gateway that is another process.
+    pub async fn at(address: &str, start: Start) -> Self {
+        let opened = Self::say_to(address, [Request::Start(start)]).await;
+        opened.expect("the subscription opens")
+    }
+
     /// Opens it with any requests.
     pub async fn say(
         gateway: &Gateway,
+        first: impl IntoIterator<Item = Request>,
+    ) -> Result<Self, Status> {
+        Self::say_to(&gateway.address, first).await
+    }
+
+    async fn say_to(
+        address: &str,
         first: impl IntoIterator<Item = Request>,
     ) -> Result<Self, Status> {
         let (requests, receiver) = mpsc::unbounded_channel();
@@ -418,8 +434,8 @@ impl Stream {
             let request = Some(request);
             requests.send(SubscribeRequest { request }).expect("open");
         }
-        let (channel, socket) = connect_apart(&gateway.address).await;
-        let mut client = SubscriberClient::new(channel);
+        let (channel, socket) = connect_apart(address).await;
+        let mut client = SubscriberClient::new(channel).max_decoding_message_size(MAX_EVENT);
         let requests_stream = UnboundedReceiverStream::new(receiver);
         let mut responses = timely(client.subscribe(requests_stream))
             .await?

@@ -24,7 +24,7 @@ pub struct Process {
     settings: Vec<(String, String)>,
     log: PathBuf,
     /// What runs the program.
-    through: &'static [&'static str],
+    through: Vec<String>,
     child: Child,
 }
 
@@ -55,11 +55,7 @@ impl Process {
         Self::start_through(ON_A_SMALL_DISK, dir, settings).await
     }
 
-    async fn start_through(
-        through: &'static [&'static str],
-        dir: &Path,
-        settings: &[(&str, &str)],
-    ) -> Self {
+    async fn start_through(through: &[&str], dir: &Path, settings: &[(&str, &str)]) -> Self {
         let port = free_port();
         let data = dir.join(format!("data-{port}"));
         let data = data.to_str().expect("a plain path");
@@ -70,7 +66,8 @@ impl Process {
             .collect();
         let log = dir.join(format!("gateway-{port}.log"));
         std::fs::create_dir_all(data).expect("a place to write");
-        let child = spawn(through, port, &settings, &log);
+        let through: Vec<String> = through.iter().map(|word| (*word).to_owned()).collect();
+        let child = spawn(&through, port, &settings, &log);
         let process = Self {
             port,
             settings,
@@ -80,6 +77,23 @@ impl Process {
         };
         process.listening().await;
         process
+    }
+
+    /// The same, with so many descriptors at the most, and `soft` of them before it asks for more.
+    pub async fn start_with_descriptors(
+        dir: &Path,
+        settings: &[(&str, &str)],
+        soft: u32,
+        hard: u32,
+    ) -> Self {
+        let limited = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
+        Self::start_through(&["bash", "-c", &limited], dir, settings).await
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        open.expect("it runs").count()
     }
 
     /// On a broker that has what a [load](crate::load) needs.
@@ -140,7 +154,7 @@ impl Process {
 
     /// Starts it again, on the same port.
     pub async fn restart(&mut self) {
-        self.child = spawn(self.through, self.port, &self.settings, &self.log);
+        self.child = spawn(&self.through, self.port, &self.settings, &self.log);
         self.listening().await;
     }
 
@@ -262,14 +276,15 @@ impl Drop for Process {
     }
 }
 
-fn spawn(through: &[&str], port: u16, settings: &[(String, String)], log: &Path) -> Child {
+fn spawn(through: &[String], port: u16, settings: &[(String, String)], log: &Path) -> Child {
     let log = File::options()
         .create(true)
         .append(true)
         .open(log)
         .expect("the directory exists");
     let program = env!("CARGO_BIN_EXE_courtier");
-    let line = [through, &[program, "serve"]].concat();
+    let mut line: Vec<&str> = through.iter().map(String::as_str).collect();
+    line.extend([program, "serve"]);
     Command::new(line[0])
         .args(&line[1..])
         .env_clear()

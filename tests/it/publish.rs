@@ -262,11 +262,11 @@ async fn without_the_broker_nothing_is_sent(on: On) {
 
 async fn beyond_the_bytes_in_flight_nothing_is_sent(on: On) {
     let front = on
-        .gateway_with(|limits| limits.max_in_flight_bytes = 40)
+        .gateway_with(|limits| limits.max_in_flight_bytes = 1_000)
         .await;
     let queue = front.queue("work").await;
     let overloaded = of(Code::ResourceExhausted, "OVERLOADED", "NOT_SENT", "", true);
-    let answer = fate(&front, to_queue(&queue, text(&"x".repeat(41)))).await;
+    let answer = fate(&front, to_queue(&queue, text(&"x".repeat(1_001)))).await;
     assert_eq!(answer, (Outcome::NotSent, overloaded));
     // What was refused holds nothing back.
     front.fill(&queue, &["123", "456"]).await;

@@ -48,6 +48,7 @@ pub enum Kind {
     ConsumerLag,
     FailedSpike,
     OldestFailed,
+    ConnectionsRefused,
 }
 
 impl Kind {
@@ -56,9 +57,11 @@ impl Kind {
             Self::LinkDown | Self::BrokerAlarm | Self::DatabaseDown | Self::NoConsumer => {
                 Severity::Critical
             }
-            Self::QueueDepth | Self::ConsumerLag | Self::FailedSpike | Self::OldestFailed => {
-                Severity::Warning
-            }
+            Self::QueueDepth
+            | Self::ConsumerLag
+            | Self::FailedSpike
+            | Self::OldestFailed
+            | Self::ConnectionsRefused => Severity::Warning,
         }
     }
 
@@ -157,6 +160,7 @@ async fn look(
     changes: broadcast::Sender<Alert>,
     metrics: Metrics,
 ) {
+    let mut eyes = eyes;
     let mut book = Book::new(options.hold);
     let mut ticks = interval(options.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

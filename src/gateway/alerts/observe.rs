@@ -14,6 +14,7 @@ use crate::{
         failed::{FailedMessages, Standing},
         queue_admin::{Answer, QueueAdmin},
     },
+    metrics::Metrics,
     store::{Store, Trouble},
 };
 
@@ -34,6 +35,8 @@ pub struct Observation {
     /// `None`: it is there, and takes changes.
     pub database: Option<Trouble>,
     pub failed: Option<Standing>,
+    /// Connections of clients that were refused since the last look.
+    pub connections_refused: u64,
 }
 
 /// What it looks with.
@@ -42,10 +45,13 @@ pub struct Eyes {
     pub store: Store,
     pub queues: QueueAdmin,
     pub failed: FailedMessages,
+    pub metrics: Metrics,
+    /// How many connections were refused until the last look.
+    pub refused_before: u64,
 }
 
 impl Eyes {
-    pub async fn look(&self) -> Observation {
+    pub async fn look(&mut self) -> Observation {
         let links = *self.broker.links().borrow();
         let listing = async {
             let begun = Instant::now();
@@ -59,6 +65,8 @@ impl Eyes {
             timeout(DATABASE_PATIENCE, self.failed.standing())
         );
         let (listed, listing) = listed.unzip();
+        let refused = self.metrics.connections_refused();
+        let refused_before = std::mem::replace(&mut self.refused_before, refused);
         let partial = listed.as_ref().map(Answer::is_partial);
         Observation {
             now: chrono::Utc::now(),
@@ -71,6 +79,7 @@ impl Eyes {
             nodes: Some(status.nodes).filter(|nodes| !nodes.is_empty()),
             database: self.store.trouble(),
             failed: failed.ok().and_then(Result::ok),
+            connections_refused: refused.saturating_sub(refused_before),
         }
     }
 }

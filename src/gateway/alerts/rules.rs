@@ -85,7 +85,18 @@ pub fn findings(seen: &Observation, options: &Options) -> Vec<Finding> {
         }
     }
     database(seen, options, &mut found);
+    connections(seen, &mut found);
     found
+}
+
+fn connections(seen: &Observation, found: &mut Vec<Finding>) {
+    let refused = seen.connections_refused;
+    let summary = format!("{refused} connections of clients were refused: there are too many");
+    let state = yes(refused > 0);
+    let mut finding = Finding::of(Kind::ConnectionsRefused, "", state, summary);
+    // Whoever was refused just now needs to know why, also when it was only one.
+    finding.hold = (refused > 0).then_some(Duration::ZERO);
+    found.push(finding);
 }
 
 fn links(seen: &Observation, found: &mut Vec<Finding>) {

@@ -1,9 +1,10 @@
 //! Subscribing: one task a stream, between the client's requests and the broker's deliveries.
 //!
-//! The task never waits for the client to read: what it has to say stands in an outbox, and deliveries are taken only when the
+//! The task never waits for the client to read: what it has to say stands in an outbox, and deliveries are given out only when the
 //! outbox is empty. So ack deadlines run, and settles are carried out, also when the client does not read. What the broker sent
-//! beyond that goes back after the same time: a client that hangs holds nothing for ever.
+//! beyond that waits in the [`backlog`], and goes back after the same time: a client that hangs holds nothing for ever.
 
+mod backlog;
 mod log;
 mod quarantine;
 mod settle;
@@ -17,6 +18,7 @@ use tokio::{
 };
 
 use self::{
+    backlog::{Backlog, Lost},
     log::SessionLog,
     quarantine::{Quarantine, Taken},
 };
@@ -39,6 +41,10 @@ const BATCH: usize = 128;
 const BATCH_BYTES: usize = 1024 * 1024;
 /// Events that wait for a client that does not read, before its requests are left unread too.
 const OUTBOX: usize = 64;
+/// How often it is looked whether others have left room for what was missed.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(50);
+/// Deliveries that are taken from the broker before anything else is done.
+const ARRIVALS: usize = 1_024;
 /// How long the last events may take to reach a client.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -68,7 +74,9 @@ pub(super) struct Session {
     outbox: VecDeque<Event>,
     events: mpsc::Sender<Event>,
     copies: FuturesUnordered<BoxFuture<'static, CopyDone>>,
-    /// A delivery that was taken and exceeds the credit, or must travel alone.
+    /// What has arrived.
+    backlog: Backlog,
+    /// A delivery that is next and exceeds the credit, or must travel alone.
     held: Option<Taken>,
     quarantine: Quarantine,
     log: SessionLog,
@@ -101,7 +109,10 @@ impl Session {
         seat: OwnedSemaphorePermit,
     ) -> Self {
         let log = SessionLog::new(&gateway, &plan);
+        let account = gateway.memory.deliveries.account();
+        let backlog = Backlog::new(account, plan.queues.len(), plan.max_bytes);
         Self {
+            backlog,
             gateway,
             subscription,
             ledger: Ledger::default(),
@@ -159,8 +170,12 @@ impl Session {
         let stopping = self.gateway.stopping.clone();
         let mut listening = true;
         loop {
+            self.give_out();
             if let Some(end) = self.finished() {
                 return Over::End(end);
+            }
+            if let Err(over) = self.ask_again().await {
+                return over;
             }
             self.log.outstanding(self.ledger.len());
             self.unread_since = match self.unread_since {
@@ -204,7 +219,7 @@ impl Session {
                         Ok(())
                     }
                 },
-                taken = self.subscription.next(), if self.listens() => self.on_delivery(taken).await,
+                arrived = self.subscription.next(), if self.takes_more() => self.on_arrival(arrived),
             };
             if let Err(over) = step {
                 return over;
@@ -247,12 +262,6 @@ impl Session {
             && self.ledger.bytes() < self.plan.max_bytes
     }
 
-    /// Whether the broker is listened to without credit: it sends nothing then, as a rule, and says when it is over. With
-    /// several queues it may send, and what is taken early could go before what is ready later in an earlier queue.
-    fn listens(&self) -> bool {
-        self.ready_to_take() && (self.has_credit() || self.plan.queues.len() == 1)
-    }
-
     /// Whether the client may have this one now; the first of all fits however large it is, and whatever it is suspected of.
     fn fits(&self, taken: &Taken) -> bool {
         let size = taken.delivery.message.payload.len();
@@ -270,6 +279,7 @@ impl Session {
             self.stream_deadline,
             self.unread_until(),
             self.waits_until(),
+            self.looks_at(),
             drained,
         ];
         timers.into_iter().flatten().min()
@@ -281,19 +291,40 @@ impl Session {
         Some(since + self.plan.ack_deadline)
     }
 
+    /// When it is looked whether there is room for what was missed.
+    fn looks_at(&self) -> Option<Instant> {
+        self.would_ask_again()
+            .then(|| Instant::now() + LOOK_FOR_ROOM)
+    }
+
+    /// Only what the client could have at once is asked for again.
+    fn would_ask_again(&self) -> bool {
+        self.backlog.misses_some() && !self.backlog.has_waiting() && self.has_room()
+    }
+
+    async fn ask_again(&mut self) -> Result<(), Over> {
+        if !self.would_ask_again() {
+            return Ok(());
+        }
+        let tags = self.backlog.ask_again(Instant::now());
+        self.return_to_queues(&tags).await
+    }
+
+    async fn return_to_queues(&mut self, tags: &[Tag]) -> Result<(), Over> {
+        if tags.is_empty() {
+            return Ok(());
+        }
+        let returned = self.subscription.requeue(tags).await;
+        returned.map_err(|ended| self.over(ended))
+    }
+
     /// Returns what the broker sent and the client was not yet given.
     async fn give_back(&mut self) -> Result<(), Over> {
         self.unread_since = None;
         let held = self.held.take().map(|held| held.delivery.tag);
         let mut tags: Vec<Tag> = held.into_iter().collect();
-        while let Some(taken) = self.subscription.try_next() {
-            tags.push(taken.map_err(|ended| self.over(ended))?.tag);
-        }
-        if !tags.is_empty() {
-            let returned = self.subscription.requeue(&tags).await;
-            returned.map_err(|ended| self.over(ended))?;
-        }
-        Ok(())
+        tags.extend(self.backlog.empty());
+        self.return_to_queues(&tags).await
     }
 
     async fn on_timer(&mut self) -> Result<(), Over> {
@@ -353,47 +384,55 @@ impl Session {
         Ok(())
     }
 
-    async fn on_delivery(&mut self, taken: Result<Delivery, Ended>) -> Result<(), Over> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        let mut next = Some(taken);
-        let mut ended = None;
-        while let Some(taken) = next {
-            match taken {
-                Ok(delivery) => {
-                    if let Some(taken) = self.examine(delivery) {
-                        let size = taken.delivery.message.payload.len();
-                        if !self.fits(&taken) {
-                            self.held = Some(taken);
-                            break;
-                        }
-                        if !batch.is_empty() && bytes + size > BATCH_BYTES {
-                            // The outbox is no longer empty, so this one is the last.
-                            let full = std::mem::take(&mut batch);
-                            self.outbox.push_back(Event::Deliveries(full));
-                        }
-                        bytes += size;
-                        batch.push(self.give(taken));
+    /// Takes what the broker has sent, whether the client can have it now or not.
+    fn on_arrival(&mut self, arrived: Result<Delivery, Ended>) -> Result<(), Over> {
+        let mut next = Some(arrived);
+        for left in (0..ARRIVALS).rev() {
+            match next {
+                Some(Ok(delivery)) => {
+                    if let Err(Lost) = self.backlog.put(delivery) {
+                        return Err(Over::End(End::Overloaded));
                     }
                 }
-                Err(end) => {
-                    ended = Some(end);
-                    break;
+                Some(Err(ended)) => {
+                    // What came before goes before.
+                    self.give_out();
+                    return Err(self.over(ended));
                 }
+                None => break,
             }
-            let full = batch.len() >= BATCH || bytes >= BATCH_BYTES || !self.has_room();
-            next = if full {
-                None
-            } else {
-                self.subscription.try_next()
+            next = (left > 0).then(|| self.subscription.try_next()).flatten();
+        }
+        Ok(())
+    }
+
+    /// Gives the client what has arrived, as far as it has credit.
+    fn give_out(&mut self) {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while batch.len() < BATCH
+            && bytes < BATCH_BYTES
+            && self.has_room()
+            && let Some(delivery) = self.backlog.pop()
+        {
+            let Some(taken) = self.examine(delivery) else {
+                continue;
             };
+            let size = taken.delivery.message.payload.len();
+            if !self.fits(&taken) {
+                self.held = Some(taken);
+                break;
+            }
+            if !batch.is_empty() && bytes + size > BATCH_BYTES {
+                // The outbox is no longer empty, so this one is the last.
+                let full = std::mem::take(&mut batch);
+                self.outbox.push_back(Event::Deliveries(full));
+            }
+            bytes += size;
+            batch.push(self.give(taken));
         }
         if !batch.is_empty() {
             self.outbox.push_back(Event::Deliveries(batch));
-        }
-        match ended {
-            None => Ok(()),
-            Some(ended) => Err(self.over(ended)),
         }
     }
 
@@ -429,17 +468,23 @@ impl Session {
         if self.plan.auto_ack {
             return;
         }
+        self.stop_taking().await;
+        self.last_word = true;
+    }
+
+    /// Nothing more is given out: others may have what has arrived.
+    async fn stop_taking(&mut self) {
         if self.takes_more() {
             self.subscription.stop().await;
+            let tags = self.backlog.empty();
+            // Should the link be lost, that is noticed by whatever is settled next.
+            let _ = self.return_to_queues(&tags).await;
         }
-        self.last_word = true;
     }
 
     async fn drain(&mut self) {
         let grace = self.gateway.limits.shutdown_grace;
-        if self.takes_more() {
-            self.subscription.stop().await;
-        }
+        self.stop_taking().await;
         self.phase = Phase::Draining(Instant::now() + grace);
         if !self.last_word {
             self.outbox.push_back(Event::Draining { grace });

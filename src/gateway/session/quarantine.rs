@@ -27,7 +27,7 @@ use crate::{
         dead_letter::{self, NotStored},
         ledger::Settled,
         message_log,
-        subscribe::Event,
+        subscribe::{Event, Parcel},
         suspects::Key,
     },
 };
@@ -37,7 +37,7 @@ const REST: Duration = Duration::from_secs(5);
 
 /// A delivery on its way to the client.
 pub(super) struct Taken {
-    pub(super) delivery: Delivery,
+    pub(super) delivery: Parcel,
     pub(super) suspect: Option<Key>,
     since: Instant,
 }
@@ -64,7 +64,7 @@ pub(super) struct Quarantine {
 
 impl Session {
     /// Looks whether a delivery is a suspect. `None`: it is not to be given out, and is being moved.
-    pub(super) fn examine(&mut self, delivery: Delivery) -> Option<Taken> {
+    pub(super) fn examine(&mut self, delivery: Parcel) -> Option<Taken> {
         let suspects = &self.gateway.suspects;
         let found = suspects.find(self.queue_of(&delivery), &delivery);
         match found {

@@ -24,7 +24,7 @@ impl Request {
         let ids = match self {
             Self::Settle { acks, nacks } => acks.len() + nacks.len(),
             Self::Extend { ack_ids, .. } => ack_ids.len(),
-            Self::Invalid(_) | Self::Gone => 0,
+            Self::Invalid(_) | Self::Interrupted(_) | Self::Gone => 0,
         };
         ids.max(1)
     }
@@ -82,6 +82,7 @@ impl Session {
                 }
                 // What came before it is carried out.
                 Request::Invalid(invalid) => over = Some(Over::End(End::Invalid(invalid))),
+                Request::Interrupted(why) => over = Some(Over::End(End::Interrupted(why))),
                 Request::Gone => over = Some(Over::Gone),
             }
             if over.is_some() {

@@ -21,7 +21,11 @@ use super::{
     rules::Problem,
     sequence::Sequence,
 };
-use crate::grpc::proto::PublishStreamRequest;
+use crate::{
+    error::Interrupted,
+    grpc::proto::PublishStreamRequest,
+    memory::intake::{LARGE, Reader},
+};
 
 /// Room that is made at once for a message that is announced; more only as it comes.
 const ROOM: usize = 64 * 1024;
@@ -34,6 +38,8 @@ pub(super) struct Requests {
     rules: Rules,
     gzip: bool,
     refusals: Refusals,
+    /// Counts what a compressed message becomes, and the buffer that tonic's decoder keeps after a large message of a stream.
+    reader: Reader,
     /// What came and was not looked at yet.
     chunk: Bytes,
     reading: Reading,
@@ -85,8 +91,15 @@ impl Reading {
 }
 
 impl Requests {
-    pub(super) fn new(inner: Body, rules: Rules, gzip: bool, refusals: Refusals) -> Self {
+    pub(super) fn new(
+        inner: Body,
+        rules: Rules,
+        gzip: bool,
+        refusals: Refusals,
+        reader: Reader,
+    ) -> Self {
         Self {
+            reader,
             inner,
             rules,
             gzip,
@@ -233,6 +246,9 @@ impl Requests {
                 break;
             }
         }
+        if message.size() > before {
+            self.hold(message.size())?;
+        }
         if left > 0 {
             self.reading = Reading::Zipped(left, message);
             return Ok(None);
@@ -254,13 +270,25 @@ impl Requests {
         }
         self.index += 1;
         if self.rules.streams() {
+            self.hold(if message.len() > LARGE {
+                message.len()
+            } else {
+                0
+            })?;
             return Ok(Some(message));
         }
         self.held = Some(message);
         Ok(None)
     }
 
+    /// So much is in memory here.
+    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
+        let full = |_| self.rules.interrupted(Interrupted::Full);
+        self.reader.hold(bytes).map_err(full)
+    }
+
     fn refuse(&mut self, problem: Problem, sequence: Option<u64>) -> Result<Bytes, Status> {
+        let _ = self.reader.hold(0);
         self.refusals.push(self.index, self.rules.invalid(&problem));
         self.index += 1;
         // Without its sequence, nobody could be told which one it was.
@@ -308,7 +336,14 @@ impl HttpBody for Requests {
                     Err(status) => status,
                 }
             } else {
-                match ready!(Pin::new(&mut this.inner).poll_frame(context)) {
+                let frame = match Pin::new(&mut this.inner).poll_frame(context) {
+                    Poll::Ready(frame) => frame,
+                    Poll::Pending => {
+                        ready!(this.reader.poll_cut(context));
+                        Some(Err(this.rules.interrupted(Interrupted::Full)))
+                    }
+                };
+                match frame {
                     Some(Ok(frame)) => {
                         match frame.into_data() {
                             Ok(data) => this.chunk = data,

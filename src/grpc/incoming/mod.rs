@@ -28,7 +28,10 @@ use tower::Service;
 
 use self::{frames::Requests, rules::Rules, shape::Shapes};
 use super::DESCRIPTORS;
-use crate::gateway::{Limits, validate::Invalid};
+use crate::{
+    gateway::{Limits, validate::Invalid},
+    memory::intake::Intake,
+};
 
 /// Bytes of the header of a message's frame: a flag, and the message's length.
 const HEADER: usize = 5;
@@ -40,10 +43,12 @@ const MAX_SKIPPED: usize = 64 * 1024 * 1024;
 pub(super) struct Incoming {
     /// By the rpc's path.
     rules: Arc<HashMap<String, Rules>>,
+    intake: Arc<Intake>,
 }
 
 impl Incoming {
-    pub(super) fn new(limits: &Limits) -> Self {
+    /// What messages become counts against `intake`.
+    pub(super) fn new(limits: &Limits, intake: Arc<Intake>) -> Self {
         let shapes = Arc::new(Shapes::read(&[
             DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -56,6 +61,7 @@ impl Incoming {
         });
         Self {
             rules: Arc::new(rules.collect()),
+            intake,
         }
     }
 
@@ -119,7 +125,9 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Bounded<S> {
             request.extensions_mut().insert(refusals.clone());
             let encoding = request.headers().get("grpc-encoding");
             let gzip = encoding.is_some_and(|encoding| encoding == "gzip");
-            request = request.map(|body| Body::new(Requests::new(body, rules, gzip, refusals)));
+            let reader = self.incoming.intake.reader();
+            request =
+                request.map(|body| Body::new(Requests::new(body, rules, gzip, refusals, reader)));
         }
         self.inner.call(request)
     }

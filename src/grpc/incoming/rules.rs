@@ -6,13 +6,14 @@ use tonic::Status;
 
 use super::shape::{Most, Refused, Request, Shapes};
 use crate::{
-    error::Failure,
+    error::{Failure, Interrupted},
     gateway::{
         Limits,
         publish::{MAX_BATCH, Outcome},
         subscribe::MAX_ACK_IDS,
         validate::Invalid,
     },
+    grpc::status,
 };
 
 /// Elements of lists and maps in a request, nested ones included.
@@ -145,6 +146,11 @@ impl Rules {
             Problem::BrokeOff => "ends within a message".to_owned(),
         };
         Invalid::field("request", problem)
+    }
+
+    /// How a call ends whose rest is not read.
+    pub(super) fn interrupted(&self, why: Interrupted) -> Status {
+        status::interrupted(why, self.takes != Takes::Other)
     }
 
     /// How a call ends because of a problem.

@@ -14,9 +14,14 @@ use super::{frames::Requests, rules::Rules, sequence::Sequence, shape::Shapes, *
 use crate::{
     config::{Config, reader::Reader},
     grpc::proto::{Message, PublishRequest, PublishStreamRequest, message::Payload},
+    memory::{Memory, SMALLEST},
 };
 
 const STREAM: &str = "/courtier.v1.Publisher/PublishStream";
+
+fn intake() -> Arc<Intake> {
+    Memory::new(SMALLEST, 0).intake
+}
 
 fn limits() -> Limits {
     let config = Config::read(Reader::fixed(&[])).expect("the defaults are valid");
@@ -27,7 +32,7 @@ fn limits() -> Limits {
 }
 
 fn rules(path: &str) -> Rules {
-    Incoming::new(&limits()).rules[path].clone()
+    Incoming::new(&limits(), intake()).rules[path].clone()
 }
 
 /// Requests, most of them whole; the others with some bytes that are different, or cut.
@@ -81,7 +86,10 @@ async fn read(rules: Rules, gzip: bool, pieces: Vec<Bytes>) -> (Vec<Bytes>, Code
     let pieces = stream::iter(pieces.into_iter().map(Ok::<_, Infallible>));
     let refusals = Refusals::default();
     let body = Body::new(Pieces::from_stream(pieces));
-    let mut requests = Requests::new(body, rules, gzip, refusals.clone());
+    let reader = crate::memory::Memory::new(crate::memory::SMALLEST, 0)
+        .intake
+        .reader();
+    let mut requests = Requests::new(body, rules, gzip, refusals.clone(), reader);
     let (mut messages, mut code) = (Vec::new(), Code::Ok);
     while let Some(frame) =
         std::future::poll_fn(|context| std::pin::Pin::new(&mut requests).poll_frame(context)).await
@@ -161,7 +169,7 @@ proptest! {
 #[test]
 fn each_rpc_has_its_rules() {
     let limits = limits();
-    let incoming = Incoming::new(&limits);
+    let incoming = Incoming::new(&limits, intake());
     for service in [
         "Publisher",
         "Subscriber",

@@ -307,6 +307,7 @@ pub fn write_alert(alert: &alerts::Alert) -> proto::Alert {
         Kind::ConsumerLag => ProtoKind::ConsumerLag,
         Kind::FailedSpike => ProtoKind::FailedSpike,
         Kind::OldestFailed => ProtoKind::OldestFailed,
+        Kind::ConnectionsRefused => ProtoKind::ConnectionsRefused,
     };
     let severity = match alert.kind.severity() {
         alerts::Severity::Critical => proto::alert::Severity::Critical,

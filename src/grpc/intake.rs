@@ -1,0 +1,278 @@
+//! What has come of requests that are not complete: it counts against the budget of memory ([`crate::memory::intake`]), and the rest of
+//! it must go on to come. It sits outside of all protocols, where bytes come from the network.
+//!
+//! A request that is complete in one frame of HTTP/2, as most are, costs nothing here. What a message becomes that is compressed, and what
+//! a stream's large message leaves behind, is counted where that happens ([`incoming`](super::incoming)).
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, header::CONTENT_TYPE};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::status;
+use crate::{
+    error::Interrupted,
+    gateway::Gateway,
+    memory::intake::{Intake, Reader},
+};
+
+/// The calls whose requests are a stream: it may rest between two messages, but not within one.
+const STREAMS: [&str; 4] = [
+    "/courtier.v1.Publisher/PublishStream",
+    "/courtier.v1.Subscriber/Subscribe",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+/// The calls whose failures name an outcome.
+const PUBLISHES: [&str; 2] = [
+    "/courtier.v1.Publisher/Publish",
+    "/courtier.v1.Publisher/PublishBatch",
+];
+/// Before each message: whether it is compressed, and its length.
+const HEADER: usize = 5;
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct IntakeLayer {
+    intake: Arc<Intake>,
+    /// What is larger is not kept, but read and forgotten.
+    largest: usize,
+    idle: Duration,
+}
+
+impl IntakeLayer {
+    /// `idle`: how long the rest of a request may take to go on.
+    pub fn new(gateway: &Gateway, idle: Duration) -> Self {
+        Self {
+            intake: gateway.memory.intake.clone(),
+            largest: gateway.limits.batch_bytes(),
+            idle,
+        }
+    }
+}
+
+impl<S> Layer<S> for IntakeLayer {
+    type Service = Counted<S>;
+
+    fn layer(&self, inner: S) -> Counted<S> {
+        let layer = self.clone();
+        Counted { inner, layer }
+    }
+}
+
+/// See [`IntakeLayer`].
+#[derive(Clone, Debug)]
+pub struct Counted<S> {
+    inner: S,
+    layer: IntakeLayer,
+}
+
+impl<S> Service<Request<Body>> for Counted<S>
+where
+    S: Service<Request<Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> S::Future {
+        if request.body().is_end_stream() {
+            return self.inner.call(request);
+        }
+        let path = request.uri().path();
+        let is_stream = STREAMS.contains(&path);
+        let publishes = PUBLISHES.contains(&path);
+        let messages = (is_stream && is_framed(&request)).then(Messages::default);
+        let reader = self.layer.intake.reader();
+        let IntakeLayer { largest, idle, .. } = self.layer;
+        let request = request.map(|inner| {
+            Body::new(Counting {
+                inner,
+                came: 0,
+                largest,
+                messages,
+                reader,
+                publishes,
+                idle,
+                waiting: None,
+                over: false,
+            })
+        });
+        self.inner.call(request)
+    }
+}
+
+/// Whether the body is messages of gRPC one after the other. gRPC-Web has them too, unless it is text.
+fn is_framed<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE);
+    kind.is_some_and(|kind| {
+        let kind = kind.as_bytes();
+        kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web-text")
+    })
+}
+
+/// A request's body, of which is counted what is in memory.
+struct Counting {
+    inner: Body,
+    /// All that has come, of a body that is one request.
+    came: usize,
+    largest: usize,
+    /// Of a body that is a stream of them: it may rest between two.
+    messages: Option<Messages>,
+    reader: Reader,
+    publishes: bool,
+    idle: Duration,
+    /// Set while nothing comes that must.
+    waiting: Option<Pin<Box<Sleep>>>,
+    over: bool,
+}
+
+impl Counting {
+    fn note(&mut self, data: &Bytes) -> Result<(), Interrupted> {
+        let held = match &mut self.messages {
+            Some(messages) => messages.note(data),
+            None if self.inner.is_end_stream() => return Ok(()),
+            None => {
+                self.came += data.len();
+                self.came
+            }
+        };
+        let held = if held > self.largest { 0 } else { held };
+        self.reader.hold(held).map_err(|_| Interrupted::Full)
+    }
+
+    /// Whether more must come, and soon.
+    fn must_go_on(&self) -> bool {
+        self.messages.as_ref().is_none_or(Messages::is_within_one)
+    }
+
+    fn interrupted(&mut self, why: Interrupted) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.over = true;
+        Poll::Ready(Some(Err(status::interrupted(why, self.publishes))))
+    }
+}
+
+impl HttpBody for Counting {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Ready(frame) => {
+                self.waiting = None;
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                    && let Err(why) = self.note(data)
+                {
+                    return self.interrupted(why);
+                }
+                Poll::Ready(frame)
+            }
+            Poll::Pending if self.reader.poll_cut(context).is_ready() => {
+                self.interrupted(Interrupted::Full)
+            }
+            Poll::Pending if self.must_go_on() => {
+                let idle = self.idle;
+                let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(idle)));
+                match waiting.as_mut().poll(context) {
+                    Poll::Ready(()) => self.interrupted(Interrupted::Idle(idle)),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Follows the messages of gRPC through a body
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#length-prefixed-message>).
+#[derive(Debug, Default)]
+struct Messages {
+    header: Vec<u8>,
+    /// What is still to come of the message after its header.
+    left: usize,
+    /// What has come of it, header included.
+    came: usize,
+}
+
+impl Messages {
+    fn is_within_one(&self) -> bool {
+        self.came > 0
+    }
+
+    /// Answers how much has come of a message that is not complete.
+    fn note(&mut self, mut data: &[u8]) -> usize {
+        while !data.is_empty() {
+            let taken = if self.header.len() < HEADER {
+                let taken = data.len().min(HEADER - self.header.len());
+                self.header.extend_from_slice(&data[..taken]);
+                if let [_, a, b, c, d] = *self.header {
+                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                }
+                taken
+            } else {
+                let taken = data.len().min(self.left);
+                self.left -= taken;
+                taken
+            };
+            data = &data[taken..];
+            self.came += taken;
+            if self.header.len() == HEADER && self.left == 0 {
+                self.header.clear();
+                self.came = 0;
+            }
+        }
+        self.came
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(length: u8) -> Vec<u8> {
+        [vec![0, 0, 0, 0, length], vec![7; length.into()]].concat()
+    }
+
+    #[test]
+    fn the_part_of_a_message_that_came_is_known_wherever_frames_end() {
+        let stream = [message(10), message(0), message(255), message(3)].concat();
+        for size in 1..stream.len() {
+            let mut messages = Messages::default();
+            let mut seen = 0;
+            for frame in stream.chunks(size) {
+                seen += frame.len();
+                let before = [15, 20, 280, 288].into_iter().rfind(|end| *end <= seen);
+                assert_eq!(messages.note(frame), seen - before.unwrap_or(0));
+                assert_eq!(messages.is_within_one(), seen != before.unwrap_or(0));
+            }
+        }
+    }
+}
