@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test attribution bench lint fmt
+.PHONY: help run test attribution endurance bombs bench lint fmt
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -12,6 +12,12 @@ test: ## run every test, against servers of its own (installs them when missing)
 
 attribution: ## publish a million messages and check that each got its own outcome
 	scripts/test attribution
+
+endurance: ## ask 20,000 of each thing, then an hour of mixed traffic, and check that nothing wears out
+	scripts/test endurance
+
+bombs: ## throw at the gateway what one client may do to the others, and show what that costs
+	scripts/test bombs
 
 bench: ## measure throughput and latency, against a RabbitMQ of its own
 	scripts/bench

@@ -155,6 +155,10 @@ pub(super) mod process {
         "process_open_fds",
         "Files and sockets that the gateway's process has open",
     );
+    pub const TASKS: (&str, &str) = (
+        "process_tasks",
+        "Tasks of the gateway that have not ended: one or more for each connection, call, subscription and link",
+    );
     pub const START: (&str, &str) = (
         "process_start_time_seconds",
         "When the gateway started, in seconds since 1970",

@@ -11,8 +11,9 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::Handle;
 
-use super::figures::process::{CPU, FILES, MEMORY, START};
+use super::figures::process::{CPU, FILES, MEMORY, START, TASKS};
 
 #[derive(Debug)]
 pub(super) struct Process {
@@ -41,6 +42,9 @@ impl Collector for Process {
         if let Some(count) = open_files() {
             put(FILES, &ConstGauge::new(count))?;
         }
+        if let Some(count) = tasks() {
+            put(TASKS, &ConstGauge::new(count))?;
+        }
         put(CPU, &ConstCounter::new(cpu_time().as_secs_f64()))?;
         put(START, &ConstGauge::new(self.started))
     }
@@ -63,4 +67,10 @@ fn resident_bytes() -> Option<u64> {
 fn open_files() -> Option<u64> {
     let count = fs::read_dir("/proc/self/fd").ok()?.count();
     u64::try_from(count).ok()
+}
+
+/// Nothing where no runtime is, as in unit tests.
+fn tasks() -> Option<u64> {
+    let runtime = Handle::try_current().ok()?;
+    u64::try_from(runtime.metrics().num_alive_tasks()).ok()
 }

@@ -2,20 +2,26 @@
 //!
 //! What a message's outcome must be follows from where it goes. Afterwards the answers are compared with that, and with what
 //! the queues really held: each message that was stored, in each queue that stored it, exactly once, and nothing else.
+//! Among them are messages that the broker refuses, by ending the channel on which they come: its user may not write to an exchange
+//! or with a key, and the broker takes only so many bytes. Those alone are refused, with the reason, and their neighbours never notice.
 //!
 //! `COURTIER_ATTRIBUTION` is the number of messages; `make attribution` sets a million.
 
 use std::{
+    collections::HashMap,
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
 use courtier::{
-    broker::topology::{Binding, Exchange, ExchangeKind, Queue, QueueKind, Topology},
+    broker::{
+        Broker,
+        topology::{Binding, Exchange, ExchangeKind, Queue, QueueKind, Topology},
+    },
     grpc::proto::{
         Message, Outcome, PublishBatchRequest, PublishRequest, PublishResult, PublishStreamRequest,
         SubscribeResponse, message::Payload, subscribe_response::Response,
@@ -24,10 +30,12 @@ use courtier::{
 use futures::{StreamExt, stream};
 use prost_types::{Struct, Value, value::Kind as Json};
 use tokio::task::JoinSet;
+use tonic_types::RpcStatusExt;
 
 use crate::{
-    books::{Consumer, outcome_of},
-    harness::Gateway,
+    books::{Consumer, outcome_of, reason_of},
+    harness::{Gateway, PATIENCE, connect_to},
+    instance::Instance,
 };
 
 const CLIENTS: usize = 64;
@@ -55,6 +63,10 @@ struct Way {
     stored: u8,
     allow_unroutable: bool,
     reserved_header: bool,
+    /// Larger than [`MAX_MESSAGE_SIZE`].
+    too_large: bool,
+    /// Of the error, where it is looked at.
+    reason: &'static str,
 }
 
 const fn way(
@@ -73,11 +85,25 @@ const fn way(
         stored,
         allow_unroutable: false,
         reserved_header: false,
+        too_large: false,
+        reason: "",
+    }
+}
+
+/// The exchange's user may not, or the broker cannot: never published, whatever is tried.
+const fn refused(
+    name: &'static str,
+    to: (&'static str, &'static str),
+    reason: &'static str,
+) -> Way {
+    Way {
+        reason,
+        ..way(name, 1, to, Outcome::Invalid, 0)
     }
 }
 
 #[rustfmt::skip]
-static WAYS: [Way; 13] = [
+static WAYS: [Way; 19] = [
     way("to a quorum queue", 6, ("orders", "quorum"), Outcome::Confirmed, QUORUM),
     way("to a classic queue", 5, ("events", "order.created"), Outcome::Confirmed, CLASSIC),
     way("to both", 3, ("all", ""), Outcome::Confirmed, QUORUM | CLASSIC),
@@ -91,7 +117,19 @@ static WAYS: [Way; 13] = [
     way("to a missing exchange", 1, ("missing", "quorum"), Outcome::Invalid, 0),
     Way { allow_unroutable: true, ..way("may be dropped", 1, ("orders", "nobody"), Outcome::Confirmed, 0) },
     Way { reserved_header: true, ..way("not valid", 1, ("orders", "quorum"), Outcome::Invalid, 0) },
+    way("with an allowed key", 2, ("guarded", "order.#"), Outcome::Confirmed, CLASSIC),
+    way("the empty key forbidden", 2, ("strict", "order.#"), Outcome::Confirmed, CLASSIC),
+    refused("with a forbidden key", ("guarded", "secret.#"), "FORBIDDEN"),
+    refused("with a forbidden key, strict", ("strict", "secret.#"), "FORBIDDEN"),
+    refused("to a forbidden exchange", ("forbidden", "quorum"), "FORBIDDEN"),
+    Way { too_large: true, ..refused("too large for the broker", ("orders", "quorum"), "PAYLOAD_TOO_LARGE") },
 ];
+
+/// What the broker takes at the most; the gateway's own limit is far above.
+const MAX_MESSAGE_SIZE: usize = 256 * 1024;
+/// What the user may write to: exchanges, and keys of two of them. The second does not even allow the empty key.
+const WRITABLE: &str = "^(?!.*forbidden)";
+const KEYS: [(&str, &str); 2] = [("guarded", r"^(order\..*)?$"), ("strict", r"^order\..*")];
 
 fn topology(name: impl Fn(&str) -> String) -> Topology {
     let exchange = |short, kind| Exchange {
@@ -116,6 +154,9 @@ fn topology(name: impl Fn(&str) -> String) -> Topology {
             exchange("all", ExchangeKind::Fanout),
             exchange("half", ExchangeKind::Fanout),
             exchange("nothing", ExchangeKind::Fanout),
+            exchange("guarded", ExchangeKind::Topic),
+            exchange("strict", ExchangeKind::Topic),
+            exchange("forbidden", ExchangeKind::Topic),
         ],
         queues: vec![
             queue("quorum", QueueKind::Quorum),
@@ -131,6 +172,9 @@ fn topology(name: impl Fn(&str) -> String) -> Topology {
             bind("all", "classic", ""),
             bind("half", "full", ""),
             bind("half", "free", ""),
+            bind("guarded", "classic", "#"),
+            bind("strict", "classic", "#"),
+            bind("forbidden", "quorum", "#"),
         ],
     }
 }
@@ -138,28 +182,58 @@ fn topology(name: impl Fn(&str) -> String) -> Topology {
 /// All messages, by number: what was answered and what was delivered.
 struct Trial {
     gateway: Gateway,
+    _instance: Instance,
     seed: u64,
     count: usize,
     /// The first that no client took yet.
     next: AtomicUsize,
     /// 0: not answered. Else the outcome's number.
     answers: Vec<AtomicU8>,
+    /// The reasons of answers that are not what they must be.
+    other: Mutex<HashMap<usize, String>>,
     /// How often it came out of each of [`QUEUES`].
     delivered: [Vec<AtomicU8>; QUEUES.len()],
 }
 
 impl Trial {
     async fn prepare(count: usize) -> Arc<Self> {
-        let gateway = Gateway::rabbitmq().await;
+        let instance =
+            Instance::start_with(|_| format!("max_message_size = {MAX_MESSAGE_SIZE}\n")).await;
+        let url = instance.url.replace("guest:guest", "limited:limited");
+        instance
+            .ctl(&["-q", "add_user", "limited", "limited"])
+            .await;
+        let rights = ["-q", "set_permissions", "limited", ".*", WRITABLE, ".*"];
+        instance.ctl(&rights).await;
+        let broker = connect_to(&url);
+        assert!(broker.connected(PATIENCE).await);
+        let gateway = Gateway::start(broker, |_| {}).await;
+        for (exchange, keys) in KEYS {
+            let exchange = gateway.name(exchange);
+            let rights = [
+                "-q",
+                "set_topic_permissions",
+                "limited",
+                &exchange,
+                keys,
+                ".*",
+            ];
+            instance.ctl(&rights).await;
+        }
+        // Its user may not bind to what it may not write to.
+        let owner = connect_to(&instance.url);
+        assert!(owner.connected(PATIENCE).await);
         let topology = topology(|short| gateway.name(short));
-        let declared = gateway.broker.declare(&topology).await;
-        assert_eq!(declared.expect("declared"), []);
+        assert_eq!(owner.declare(&topology).await.expect("declared"), []);
+        owner.close().await;
         let trial = Self {
             gateway,
+            _instance: instance,
             seed: fastrand::u64(..),
             count,
             next: AtomicUsize::new(0),
             answers: zeros(count),
+            other: Mutex::default(),
             delivered: [zeros(count), zeros(count), zeros(count)],
         };
         assert_eq!(trial.say("full", "fills it").await, Outcome::Confirmed);
@@ -204,6 +278,7 @@ impl Trial {
     fn payload(&self, number: usize) -> Vec<u8> {
         let mut random = self.random(!number);
         let size = match random.u32(..1_000) {
+            _ if self.way(number).too_large => MAX_MESSAGE_SIZE + random.usize(1..50_000),
             0 => random.usize(100_000..200_000),
             1..50 => random.usize(1_000..10_000),
             _ => random.usize(8..500),
@@ -217,7 +292,11 @@ impl Trial {
         let way = self.way(number);
         let (exchange, routing_key) = match way.exchange {
             "" => (String::new(), self.gateway.name(way.key)),
-            exchange => (self.gateway.name(exchange), way.key.to_owned()),
+            // A key of its own, where it ends so.
+            exchange => (
+                self.gateway.name(exchange),
+                way.key.replace('#', &number.to_string()),
+            ),
         };
         let headers = way.reserved_header.then(|| Struct {
             fields: [(
@@ -255,19 +334,25 @@ impl Trial {
             .flatten()
     }
 
-    fn answered(&self, number: usize, outcome: Outcome) {
-        let outcome = u8::try_from(outcome as i32).expect("a small number");
-        let before = self.answers[number].swap(outcome, Ordering::Relaxed);
+    fn answered(&self, number: usize, outcome: Outcome, reason: &str) {
+        let way = self.way(number);
+        let number_of = u8::try_from(outcome as i32).expect("a small number");
+        let before = self.answers[number].swap(number_of, Ordering::Relaxed);
         assert_eq!(before, 0, "{number} was answered twice");
+        let other = !way.reason.is_empty() && way.reason != reason;
+        if other || outcome != way.outcome {
+            let mut others = self.other.lock().expect("nobody panics with it");
+            others.insert(number, reason.to_owned());
+        }
     }
 
     fn result(&self, number: usize, result: &PublishResult) {
         assert_eq!(result.message_id, number.to_string());
-        self.answered(number, result.outcome());
-        assert_eq!(
-            result.outcome() == Outcome::Confirmed,
-            result.error.is_none()
-        );
+        let error = result.error.as_ref();
+        assert_eq!(result.outcome() == Outcome::Confirmed, error.is_none());
+        let details = error.and_then(|error| error.get_error_details().error_info().cloned());
+        let reason = details.map(|info| info.reason).unwrap_or_default();
+        self.answered(number, result.outcome(), &reason);
     }
 
     async fn client(self: Arc<Self>, number: usize) {
@@ -284,7 +369,9 @@ impl Trial {
             let (trial, mut publisher) = (self.clone(), publisher.clone());
             async move {
                 let answer = publisher.publish(trial.request(number)).await;
-                trial.answered(number, outcome_of(&answer).expect("the server answers"));
+                let outcome = outcome_of(&answer).expect("the server answers");
+                let reason = answer.err().map(|status| reason_of(&status));
+                trial.answered(number, outcome, &reason.unwrap_or_default());
             }
         });
         calls.buffer_unordered(CALLS).collect::<()>().await;
@@ -378,12 +465,14 @@ impl Trial {
             .each_ref()
             .map(|of| of[number].load(Ordering::Relaxed));
         let expected = QUEUES.map(|(_, bit)| u8::from(way.stored & bit != 0));
-        if answer == way.outcome as i32 && delivered == expected {
+        let other = self.other.lock().expect("nobody panics with it");
+        let reason = other.get(&number);
+        if answer == way.outcome as i32 && reason.is_none() && delivered == expected {
             return None;
         }
         let answer = Outcome::try_from(answer);
         Some(format!(
-            "{number} ({}): answered {answer:?}, expected {:?}; delivered {delivered:?} times, expected {expected:?}",
+            "{number} ({}): answered {answer:?} {reason:?}, expected {:?}; delivered {delivered:?} times, expected {expected:?}",
             way.name, way.outcome
         ))
     }

@@ -112,17 +112,18 @@ impl Consumer {
 
     /// Half-closes: what was settled is carried out, the rest goes back.
     pub async fn finish(self) {
+        self.end().await.expect("the stream ends well");
+    }
+
+    /// The same, for those who want to know how it ended.
+    pub async fn end(self) -> Result<(), Status> {
         let Self {
             requests,
             mut responses,
         } = self;
         drop(requests);
-        while responses
-            .message()
-            .await
-            .expect("the stream ends well")
-            .is_some()
-        {}
+        while responses.message().await?.is_some() {}
+        Ok(())
     }
 }
 

@@ -27,18 +27,24 @@ impl Instance {
 
     /// A fresh one, with more configuration; files that it names may be put into its folder.
     pub async fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
-        let mut instance = Self::prepare(RABBITMQ);
-        let configuration = configuration(&instance.dir);
-        std::fs::write(instance.dir.join("extra.conf"), configuration).expect("it is writable");
-        instance.run("start", &[]).await;
-        instance.url = instance.run("url", &[]).await.trim().to_owned();
-        instance
+        Self::configured(configuration, &[]).await
     }
 
     /// A fresh one with its management API.
     pub async fn start_managed() -> Self {
+        Self::start_managed_with(|_| String::new()).await
+    }
+
+    /// A fresh one with its management API and more configuration.
+    pub async fn start_managed_with(configuration: impl FnOnce(&Path) -> String) -> Self {
+        Self::configured(configuration, &["--management"]).await
+    }
+
+    async fn configured(configuration: impl FnOnce(&Path) -> String, arguments: &[&str]) -> Self {
         let mut instance = Self::prepare(RABBITMQ);
-        instance.run("start", &["--management"]).await;
+        let configuration = configuration(&instance.dir);
+        std::fs::write(instance.dir.join("extra.conf"), configuration).expect("it is writable");
+        instance.run("start", arguments).await;
         instance.url = instance.run("url", &[]).await.trim().to_owned();
         instance
     }

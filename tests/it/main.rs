@@ -4,6 +4,7 @@
 
 mod alerts;
 mod attribution;
+mod bombs;
 mod books;
 mod cli;
 mod cli_admin;
@@ -22,6 +23,7 @@ mod crash;
 mod database_outage;
 mod desk;
 mod disk;
+mod endurance;
 mod failed_books;
 mod failed_bulk;
 mod failed_crash;
@@ -71,6 +73,7 @@ mod subscribe_end;
 mod tls;
 mod topology;
 mod traces;
+mod vitals;
 mod watchers;
 mod wear;
 mod wire;

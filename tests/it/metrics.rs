@@ -5,6 +5,14 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    desk::{Desk, slow},
+    front::{Front, On, from, on_both, seconds, text, timely, to_queue},
+    harness::{Gateway, eventually},
+    instance::Instance,
+    process::{Process, get},
+    scripted::Scripted,
+};
 use courtier::{
     broker::{Fate, InDoubt, NotSent, memory::MemoryBroker},
     gateway::message_log::Room,
@@ -13,19 +21,6 @@ use courtier::{
         nack::Action, publisher_client::PublisherClient,
     },
     metrics::{ActiveAlert, Metrics, QueueSample},
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
-
-use crate::{
-    desk::{Desk, slow},
-    front::{Front, On, from, on_both, seconds, text, timely, to_queue},
-    harness::{Gateway, eventually},
-    instance::Instance,
-    process::Process,
-    scripted::Scripted,
 };
 
 const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
@@ -47,6 +42,7 @@ struct Exposed {
 impl Exposed {
     async fn by(address: &str) -> Self {
         let answer = timely(get(address, "/metrics")).await;
+        let answer = answer.expect("it answers text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         assert!(
@@ -90,21 +86,6 @@ impl Exposed {
     fn has(&self, part: &str) -> bool {
         self.series.keys().any(|series| series.contains(part))
     }
-}
-
-async fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("it listens");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .expect("it reads");
-    let mut answer = String::new();
-    stream
-        .read_to_string(&mut answer)
-        .await
-        .expect("it answers text");
-    answer
 }
 
 /// Waits until a series has this value; `None`: until there is no such series.

@@ -2,8 +2,9 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
 };
 
 use tokio::{
@@ -206,20 +207,8 @@ impl Process {
 
     /// The same of another path.
     pub async fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .expect("it listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
-        stream
-            .write_all(request.as_bytes())
-            .await
-            .expect("it reads");
-        let mut answer = String::new();
-        stream
-            .read_to_string(&mut answer)
-            .await
-            .expect("it answers text");
-        answer
+        let answer = get(&self.address(), path).await;
+        answer.expect("it answers text")
     }
 
     /// What `grpc.health.v1.Health` says of a service: of this API, or `""`.
@@ -244,6 +233,11 @@ impl Process {
             [whole.await, publisher.await, subscriber.await] == expected
         })
         .await;
+    }
+
+    /// How it ended; `None` while it runs.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it was started")
     }
 
     /// A number of `/proc/PID/status`, such as `Threads`, or `VmRSS` in kB.
@@ -274,6 +268,16 @@ impl Drop for Process {
             );
         }
     }
+}
+
+/// What a path of a gateway answers over plain HTTP: the status line, the headers and the body.
+pub async fn get(address: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 fn spawn(through: &[String], port: u16, settings: &[(String, String)], log: &Path) -> Child {
