@@ -3,7 +3,10 @@
 //! A row counts as the bytes of its texts, payload and headers, names that are in an index twice, and [`ENTRY`] or [`EVENT`] for
 //! its other columns, its place in the indexes and what the engine adds. Of a log with more than [`WINDOWS`] × [`WINDOW`] rows so
 //! many are looked at, in windows spread over its whole length: messages of one time are of a kind, so this is exact to some
-//! percent, whatever the log's length. What the engine has on its disk differs more: see `tests/it/store/log_size.rs`.
+//! percent, whatever the log's length.
+//!
+//! Measured with 20,000 messages of 600 bytes, published, delivered and acked, all tables and indexes of the log: it says 39 MB; SQLite
+//! has 38, MariaDB 39 and PostgreSQL 63, because there an entry whose status changes stays in its old version until it is vacuumed.
 
 use sea_orm::{
     ColumnTrait, Condition, DbBackend, EntityTrait, QueryFilter, QuerySelect, Select,
@@ -19,7 +22,7 @@ use crate::store::{
 const WINDOWS: i64 = 64;
 const WINDOW: i64 = 100;
 /// Bytes of an entry and of an event besides those that are counted.
-const ENTRY: i64 = 350;
+const ENTRY: i64 = 420;
 const EVENT: i64 = 150;
 
 impl Store {
