@@ -696,7 +696,9 @@ mod tests {
             ("DATABASE_URL", "mysql://h:99999/db"),
             ("DATABASE_URL", "postgres://h/db?sslmode=perhaps"),
         ] {
-            let problem = read(&[(name, bad)]).map(drop).expect_err(bad);
+            // The management API is that of a broker.
+            let host = ("RABBITMQ_HOST", "127.0.0.1");
+            let problem = read(&[host, (name, bad)]).map(drop).expect_err(bad);
             assert!(problem.contains(name), "{problem}");
         }
         for port in ["0", "70000", "none"] {
@@ -736,6 +738,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_secret_in_the_place_of_its_files_name_is_not_told() {
+        let problem = read(&[("DB_PASSWORD_FILE", "secret")]).expect_err("no such file");
+        assert!(problem.contains("DB_PASSWORD_FILE"), "{problem}");
+        assert!(!problem.contains("secret"), "{problem}");
     }
 
     #[test]

@@ -206,6 +206,7 @@ impl Reader {
         match fs::read_to_string(&path) {
             Ok(content) => Some(content),
             Err(error) => {
+                let path = shown(name, &path);
                 self.problem(name, &format!("cannot read {path}: {error}"));
                 None
             }
@@ -268,9 +269,10 @@ fn secret_file(
             from,
         }),
         Err(error) => {
-            problems
-                .0
-                .push(format!("{from}: cannot read {path}: {error}"));
+            // Without the path: the secret itself may have been put there.
+            problems.0.push(format!(
+                "{from}: cannot read the file that it names: {error}"
+            ));
             None
         }
     }
