@@ -67,7 +67,8 @@ impl dyn Broker {
             Some(witness) => receipt.witnessed(witness),
             None => receipt,
         };
-        if publish.checked == Checked::default() {
+        // Nothing is asked for what comes too late: `publish` says so.
+        if publish.checked == Checked::default() && publish.deadline > Instant::now() {
             match self.check(publish.target(), publish.deadline).await {
                 Ok(checked) => publish.checked = checked,
                 Err(error) => {

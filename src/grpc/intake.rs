@@ -18,7 +18,7 @@ use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::status;
+use super::{incoming::MAX_OTHER, status};
 use crate::{
     error::Interrupted,
     gateway::Gateway,
@@ -33,10 +33,9 @@ const STREAMS: [&str; 4] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 /// The calls whose failures name an outcome.
-const PUBLISHES: [&str; 2] = [
-    "/courtier.v1.Publisher/Publish",
-    "/courtier.v1.Publisher/PublishBatch",
-];
+const PUBLISHES: [&str; 2] = ["/courtier.v1.Publisher/Publish", BATCH];
+/// The call that has a limit of its own.
+const BATCH: &str = "/courtier.v1.Publisher/PublishBatch";
 /// Before each message: whether it is compressed, and its length.
 const HEADER: usize = 5;
 
@@ -46,6 +45,7 @@ pub struct IntakeLayer {
     intake: Arc<Intake>,
     /// What is larger is not kept, but read and forgotten.
     largest: usize,
+    largest_batch: usize,
     idle: Duration,
 }
 
@@ -54,7 +54,8 @@ impl IntakeLayer {
     pub fn new(gateway: &Gateway, idle: Duration) -> Self {
         Self {
             intake: gateway.memory.intake.clone(),
-            largest: gateway.limits.batch_bytes(),
+            largest: gateway.limits.request_bytes().max(MAX_OTHER),
+            largest_batch: gateway.limits.batch_bytes(),
             idle,
         }
     }
@@ -97,7 +98,12 @@ where
         let publishes = PUBLISHES.contains(&path);
         let messages = (is_stream && is_framed(&request)).then(Messages::default);
         let reader = self.layer.intake.reader();
-        let IntakeLayer { largest, idle, .. } = self.layer;
+        let idle = self.layer.idle;
+        let largest = if path == BATCH {
+            self.layer.largest_batch
+        } else {
+            self.layer.largest
+        };
         let request = request.map(|inner| {
             Body::new(Counting {
                 inner,
@@ -143,7 +149,10 @@ struct Counting {
 impl Counting {
     fn note(&mut self, data: &Bytes) -> Result<(), Interrupted> {
         let held = match &mut self.messages {
-            Some(messages) => messages.note(data),
+            Some(messages) => {
+                messages.note(data);
+                messages.held(self.largest)
+            }
             None if self.inner.is_end_stream() => return Ok(()),
             None => {
                 self.came += data.len();
@@ -227,8 +236,16 @@ impl Messages {
         self.came > 0
     }
 
-    /// Answers how much has come of a message that is not complete.
-    fn note(&mut self, mut data: &[u8]) -> usize {
+    /// How much has come of a message that is not complete. One that says that it is too large is not kept.
+    fn held(&self, largest: usize) -> usize {
+        if self.came + self.left > largest {
+            0
+        } else {
+            self.came
+        }
+    }
+
+    fn note(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let taken = if self.header.len() < HEADER {
                 let taken = data.len().min(HEADER - self.header.len());
@@ -249,13 +266,21 @@ impl Messages {
                 self.came = 0;
             }
         }
-        self.came
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_that_says_that_it_is_too_large_holds_nothing() {
+        let mut messages = Messages::default();
+        messages.note(&[0, 0, 0, 1, 0]);
+        messages.note(&[7; 100]);
+        assert_eq!(messages.held(261), 105);
+        assert_eq!(messages.held(260), 0);
+    }
 
     fn message(length: u8) -> Vec<u8> {
         [vec![0, 0, 0, 0, length], vec![7; length.into()]].concat()
@@ -270,7 +295,8 @@ mod tests {
             for frame in stream.chunks(size) {
                 seen += frame.len();
                 let before = [15, 20, 280, 288].into_iter().rfind(|end| *end <= seen);
-                assert_eq!(messages.note(frame), seen - before.unwrap_or(0));
+                messages.note(frame);
+                assert_eq!(messages.held(1_000), seen - before.unwrap_or(0));
                 assert_eq!(messages.is_within_one(), seen != before.unwrap_or(0));
             }
         }

@@ -26,6 +26,7 @@ use http::Request;
 use tonic::{body::Body, server::NamedService};
 use tower::Service;
 
+pub(super) use self::rules::MAX_OTHER;
 use self::{frames::Requests, rules::Rules, shape::Shapes};
 use super::DESCRIPTORS;
 use crate::{

@@ -21,7 +21,7 @@ pub const MAX_ELEMENTS: usize = 10_000;
 /// The same of a batch: as many headers as all of its messages may have, and more.
 pub const MAX_BATCH_ELEMENTS: usize = 100_000;
 /// Bytes of a request to a service that publishes nothing, unless a payload may be larger.
-const MAX_OTHER: usize = 4 * 1024 * 1024;
+pub(in crate::grpc) const MAX_OTHER: usize = 4 * 1024 * 1024;
 /// Bytes of a request for health or reflection, which are names.
 const MAX_NAMES: usize = 64 * 1024;
 
