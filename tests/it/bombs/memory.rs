@@ -107,14 +107,6 @@ async fn a_subscriber_that_does_not_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ: run make test"]
-async fn a_subscriber_of_many_queues_that_does_not_read() {
-    // What comes while the consumers of so many queues are opened, one after the other, is not counted yet: more than this would
-    // take too much (docs/memory.md).
-    unread("32 queues unread", 32, 2, 8 * 1024 * 1024).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs RabbitMQ: run make test"]
 async fn publishes_whose_last_byte_never_comes() {
     let target = Target::start("250 unfinished publishes").await;
     let request = PublishRequest {
