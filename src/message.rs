@@ -41,6 +41,8 @@ pub mod header {
     pub const ERROR_MESSAGE: &str = "x-courtier-error-message";
     /// On a dead-letter copy: where the error arose.
     pub const ERROR_STACK: &str = "x-courtier-error-stack";
+    /// RabbitMQ's own: where in its stream queue a message is (<https://www.rabbitmq.com/docs/streams#consuming>).
+    pub const STREAM_OFFSET: &str = "x-stream-offset";
 }
 
 /// Integers up to here are exact in a double.
@@ -142,4 +144,13 @@ pub struct Message {
     /// Stored apart from the rest.
     #[serde(skip)]
     pub payload: Bytes,
+}
+
+impl Message {
+    /// Whether it was delivered from a stream queue, which takes nothing back. A client that sets the header on a message of another
+    /// queue only makes it come again to the same subscriber instead of to any.
+    pub fn is_of_stream(&self) -> bool {
+        let offset = self.headers.get(header::STREAM_OFFSET);
+        offset.and_then(Value::as_integer).is_some()
+    }
 }

@@ -185,12 +185,10 @@ mod tests {
 
     fn hostile() {
         let long = "n".repeat(1024 * 1024);
-        let broken = "one\ntwo\u{1b}[31m";
+        let (target, broken) = ("t", "one\ntwo\u{1b}[31m");
         tracing::info!(target, long, error = %long, all = ?[&long], count = 7, broken, shown = %broken, "{long}{broken}");
         tracing::info!(short = "as it is", "plain");
     }
-    #[allow(non_upper_case_globals)]
-    const target: &str = "t";
 
     #[test]
     fn a_line_of_text_is_cut_and_stays_one_line() {

@@ -5,14 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::{
-    broker::{Delivery, Tag},
-    message::{Message, Value},
-};
-
-/// RabbitMQ says with it where in the stream a message is. Set on a message of another queue, it only makes that message come again
-/// to the same subscriber instead of to any.
-const OFFSET: &str = "x-stream-offset";
+use crate::broker::{Delivery, Tag};
 
 /// The unsettled deliveries of stream queues, and those that come next.
 #[derive(Debug, Default)]
@@ -24,7 +17,7 @@ pub(super) struct StreamQueue {
 impl StreamQueue {
     /// A delivery came from the broker.
     pub(super) fn note(&mut self, delivery: &Delivery) {
-        if is_from_stream(&delivery.message) {
+        if delivery.message.is_of_stream() {
             self.unsettled.insert(delivery.tag, copy(delivery));
         }
     }
@@ -69,9 +62,4 @@ fn copy(delivery: &Delivery) -> Delivery {
         redelivered: delivery.redelivered,
         message: delivery.message.clone(),
     }
-}
-
-fn is_from_stream(message: &Message) -> bool {
-    let offset = message.headers.get(OFFSET);
-    offset.and_then(Value::as_integer).is_some()
 }

@@ -10,7 +10,7 @@
 //!   prefetch and the broker sends no more. As soon as there is room, and the client could have it, just as much as fits is
 //!   returned (`basic.nack`, requeue), and room for it reserved: the broker sends it anew.
 //! - What comes after something missed of the same queue is missed too, and what is missed twice keeps its place, so that the order
-//!   stays as it was.
+//!   stays as it was, as far as the broker keeps it: RabbitMQ may send what comes after before what was returned.
 //!
 //! Neither does this hold up anybody else on the same connection, as a socket that is not read would; nor does the consumer begin anew,
 //! which would delete an auto-delete queue, lose the place in a stream, and give a single active consumer's turn away. The price is that a
@@ -36,8 +36,6 @@ const SMALL: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// For so long its place in the order is known.
 const MEMORY: Duration = Duration::from_secs(60);
-/// RabbitMQ puts it on deliveries of a stream (<https://www.rabbitmq.com/docs/streams#consuming>).
-const STREAM_OFFSET: &str = "x-stream-offset";
 
 /// See the [module](self).
 pub(super) struct Backlog {
@@ -93,7 +91,7 @@ impl Backlog {
         let charge = reserved.or_else(|| self.room_for((queue, place), size));
         match (charge, self.waiting.get_mut(queue)) {
             (Some(charge), Some(waiting)) => waiting.push_back(Parcel::new(delivery, charge)),
-            _ if delivery.message.headers.contains_key(STREAM_OFFSET) => return Err(Lost),
+            _ if delivery.message.is_of_stream() => return Err(Lost),
             _ => {
                 self.missed.insert((queue, place), Missed { tag, size });
             }
@@ -285,7 +283,7 @@ mod tests {
         of_stream
             .message
             .headers
-            .insert(STREAM_OFFSET.to_owned(), offset);
+            .insert(crate::message::header::STREAM_OFFSET.to_owned(), offset);
         assert!(backlog.put(of_stream).is_err());
     }
 }
