@@ -10,10 +10,11 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Server};
+use tower::util::MapRequestLayer;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 use tracing::{info, warn};
 
-use self::{connection::BegunLayer, listener::Listener};
+use self::listener::Listener;
 use crate::{
     broker::{
         Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq,
@@ -29,8 +30,8 @@ use crate::{
         message_log::MessageLog,
         queue_admin::QueueAdmin,
     },
-    grpc::{self, Health, deadline::DeadlineLayer, hangup::HangupLayer, intake::IntakeLayer},
-    http::{self as rest, unread::UnreadLayer},
+    grpc::{self, Health, deadline::DeadlineLayer, hangup, intake::Counter},
+    http::{self as rest, unread},
     metrics::Metrics,
     origins::{BadOrigin, Origins},
     store::{OpenError, Store},
@@ -269,6 +270,8 @@ pub async fn run(
         .merge(rest::metrics::route(exposition));
     let routes = grpc::routes(Routes::from(rest), &gateway, &health)?;
     let ended = CancellationToken::new();
+    let counter = Counter::new(&gateway, http.request_idle_timeout);
+    let unread_until = stopping.clone();
     let connections = Listener::new(listener, &http, &metrics).connections();
     let serving = Server::builder()
         .accept_http1(true)
@@ -279,14 +282,14 @@ pub async fn run(
         .max_connection_age(http.max_connection_age)
         .http2_keepalive_interval(Some(http.keepalive_interval))
         .http2_keepalive_timeout(Some(http.keepalive_timeout))
-        .layer(BegunLayer)
+        .layer(MapRequestLayer::new(connection::begun))
         .layer(tower::util::option_layer(cors(&http.cors_origins)?))
         .layer(DeadlineLayer)
-        .layer(HangupLayer)
-        .layer(UnreadLayer {
-            stopping: stopping.clone(),
-        })
-        .layer(IntakeLayer::new(&gateway, http.request_idle_timeout))
+        .layer(MapRequestLayer::new(hangup::watch))
+        .layer(MapRequestLayer::new(move |request| {
+            unread::watch(request, &unread_until)
+        }))
+        .layer(MapRequestLayer::new(move |request| counter.count(request)))
         .add_routes(routes.prepare())
         .serve_with_incoming_shutdown(connections, ended.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving);

@@ -12,7 +12,6 @@ use std::{
 use http::{Request, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 /// The calls for which it matters: their requests are a stream.
 const SUBSCRIBE: &str = "/courtier.v1.Subscriber/Subscribe";
@@ -28,45 +27,15 @@ impl Hangup {
     }
 }
 
-/// Puts a [`Hangup`] among the extensions of requests that subscribe.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HangupLayer;
-
-impl<S> Layer<S> for HangupLayer {
-    type Service = Watched<S>;
-
-    fn layer(&self, inner: S) -> Watched<S> {
-        Watched { inner }
+/// Puts a [`Hangup`] among the extensions of a request that subscribes.
+pub fn watch(mut request: Request<Body>) -> Request<Body> {
+    // A body of HTTP/1 (gRPC-Web) does not know its own end.
+    if request.uri().path() == SUBSCRIBE && request.version() == Version::HTTP_2 {
+        let hangup = Hangup::default();
+        request.extensions_mut().insert(hangup.clone());
+        request = request.map(|inner| Body::new(Requests { inner, hangup }));
     }
-}
-
-/// See [`HangupLayer`].
-#[derive(Clone, Debug)]
-pub struct Watched<S> {
-    inner: S,
-}
-
-impl<S> Service<Request<Body>> for Watched<S>
-where
-    S: Service<Request<Body>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> S::Future {
-        // A body of HTTP/1 (gRPC-Web) does not know its own end.
-        if request.uri().path() == SUBSCRIBE && request.version() == Version::HTTP_2 {
-            let hangup = Hangup::default();
-            request.extensions_mut().insert(hangup.clone());
-            request = request.map(|inner| Body::new(Requests { inner, hangup }));
-        }
-        self.inner.call(request)
-    }
+    request
 }
 
 /// A request's body that notes how it ended.

@@ -16,9 +16,11 @@ use http::{Request, header::CONTENT_TYPE};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body};
-use tower::{Layer, Service};
 
-use super::{incoming::MAX_OTHER, status};
+use super::{
+    incoming::{HEADER, MAX_OTHER},
+    status,
+};
 use crate::{
     error::Interrupted,
     gateway::Gateway,
@@ -36,12 +38,10 @@ const STREAMS: [&str; 4] = [
 const PUBLISHES: [&str; 2] = ["/courtier.v1.Publisher/Publish", BATCH];
 /// The call that has a limit of its own.
 const BATCH: &str = "/courtier.v1.Publisher/PublishBatch";
-/// Before each message: whether it is compressed, and its length.
-const HEADER: usize = 5;
 
-/// See the [module](self).
+/// Counts what comes of requests. See the [module](self).
 #[derive(Clone, Debug)]
-pub struct IntakeLayer {
+pub struct Counter {
     intake: Arc<Intake>,
     /// What is larger is not kept, but read and forgotten.
     largest: usize,
@@ -49,7 +49,7 @@ pub struct IntakeLayer {
     idle: Duration,
 }
 
-impl IntakeLayer {
+impl Counter {
     /// `idle`: how long the rest of a request may take to go on.
     pub fn new(gateway: &Gateway, idle: Duration) -> Self {
         Self {
@@ -59,65 +59,33 @@ impl IntakeLayer {
             idle,
         }
     }
-}
 
-impl<S> Layer<S> for IntakeLayer {
-    type Service = Counted<S>;
-
-    fn layer(&self, inner: S) -> Counted<S> {
-        let layer = self.clone();
-        Counted { inner, layer }
-    }
-}
-
-/// See [`IntakeLayer`].
-#[derive(Clone, Debug)]
-pub struct Counted<S> {
-    inner: S,
-    layer: IntakeLayer,
-}
-
-impl<S> Service<Request<Body>> for Counted<S>
-where
-    S: Service<Request<Body>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> S::Future {
+    /// The request, its body counted as it comes.
+    pub fn count(&self, request: Request<Body>) -> Request<Body> {
         if request.body().is_end_stream() {
-            return self.inner.call(request);
+            return request;
         }
         let path = request.uri().path();
-        let is_stream = STREAMS.contains(&path);
         let publishes = PUBLISHES.contains(&path);
-        let messages = (is_stream && is_framed(&request)).then(Messages::default);
-        let reader = self.layer.intake.reader();
-        let idle = self.layer.idle;
+        let is_stream = STREAMS.contains(&path) && is_framed(&request);
         let largest = if path == BATCH {
-            self.layer.largest_batch
+            self.largest_batch
         } else {
-            self.layer.largest
+            self.largest
         };
-        let request = request.map(|inner| {
+        request.map(|inner| {
             Body::new(Counting {
                 inner,
                 came: 0,
                 largest,
-                messages,
-                reader,
+                messages: is_stream.then(Messages::default),
+                reader: self.intake.reader(),
                 publishes,
-                idle,
+                idle: self.idle,
                 waiting: None,
                 over: false,
             })
-        });
-        self.inner.call(request)
+        })
     }
 }
 

@@ -17,61 +17,26 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
-use tower::{Layer, Service};
 
 /// Bytes of one body that are read for nothing.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// How long that may take.
 const MAX_TIME: Duration = Duration::from_secs(10);
 
-/// Reads bodies on that were not read to their end, until `stopping`.
-#[derive(Clone, Debug)]
-pub struct UnreadLayer {
-    pub stopping: CancellationToken,
-}
-
-impl<S> Layer<S> for UnreadLayer {
-    type Service = Unread<S>;
-
-    fn layer(&self, inner: S) -> Unread<S> {
-        let stopping = self.stopping.clone();
-        Unread { inner, stopping }
+/// Reads the body of a request on, if nobody reads it to its end, until `stopping`.
+pub fn watch(request: Request<Body>, stopping: &CancellationToken) -> Request<Body> {
+    if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
+        return request;
     }
-}
-
-/// See [`UnreadLayer`].
-#[derive(Clone, Debug)]
-pub struct Unread<S> {
-    inner: S,
-    stopping: CancellationToken,
-}
-
-impl<S> Service<Request<Body>> for Unread<S>
-where
-    S: Service<Request<Body>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> S::Future {
-        if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
-            let asked = !waits(request.headers());
-            let stopping = self.stopping.clone();
-            request = request.map(|inner| {
-                Body::new(Watched {
-                    inner: Some(inner),
-                    asked,
-                    stopping,
-                })
-            });
-        }
-        self.inner.call(request)
-    }
+    let asked = !waits(request.headers());
+    let stopping = stopping.clone();
+    request.map(|inner| {
+        Body::new(Watched {
+            inner: Some(inner),
+            asked,
+            stopping,
+        })
+    })
 }
 
 /// Whether the client sends its body only when it is asked to, which the first look at the body does.
@@ -175,13 +140,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(Body::new(body)).expect("well-formed");
-        let handler = tower::service_fn(|request: Request<Body>| async {
-            drop(request);
-            Ok::<_, std::convert::Infallible>(())
-        });
-        let stopping = CancellationToken::new();
-        let mut service = UnreadLayer { stopping }.layer(handler);
-        service.call(request).await.expect("it does not fail");
+        drop(watch(request, &CancellationToken::new()));
         // On the one thread of this test, the other task has its turn until it waits or ends.
         tokio::time::sleep(MAX_TIME * 2).await;
         read.load(SeqCst)

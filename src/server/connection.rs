@@ -22,7 +22,6 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tonic::transport::server::Connected;
-use tower::{Layer, Service};
 
 use super::seats::Seat;
 
@@ -133,39 +132,9 @@ impl Connected for Connection {
 }
 
 /// Tells a request's connection that it has begun.
-#[derive(Clone, Copy)]
-pub(super) struct BegunLayer;
-
-impl<S> Layer<S> for BegunLayer {
-    type Service = Noted<S>;
-
-    fn layer(&self, inner: S) -> Noted<S> {
-        Noted { inner }
+pub(super) fn begun<B>(request: Request<B>) -> Request<B> {
+    if let Some(begun) = request.extensions().get::<Begun>() {
+        begun.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// See [`BegunLayer`].
-#[derive(Clone)]
-pub(super) struct Noted<S> {
-    inner: S,
-}
-
-impl<S, B> Service<Request<B>> for Noted<S>
-where
-    S: Service<Request<B>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> S::Future {
-        if let Some(begun) = request.extensions().get::<Begun>() {
-            begun.0.store(true, Ordering::Relaxed);
-        }
-        self.inner.call(request)
-    }
+    request
 }

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Bytes of the header of a message's frame: a flag, and the message's length.
-const HEADER: usize = 5;
+pub(super) const HEADER: usize = 5;
 /// A message over the limit is read and forgotten where the stream goes on after it; one over this ends the stream.
 const MAX_SKIPPED: usize = 64 * 1024 * 1024;
 
