@@ -52,7 +52,21 @@ const QUESTIONS: usize = 64;
 /// No queue, no binding and no permission names it.
 const UNUSED_KEY: &str = "courtier/check/unused";
 
-type Verdict = Result<(), Refusal>;
+/// The broker's answer to a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Allowed,
+    Refused(Refusal),
+}
+
+impl Verdict {
+    fn of(self, target: Target<'_>) -> Result<(), Error> {
+        match self {
+            Self::Allowed => Ok(()),
+            Self::Refused(refusal) => Err(refusal.of(target)),
+        }
+    }
+}
 
 /// What is known of an exchange.
 #[derive(Clone, Copy, Debug)]
@@ -98,8 +112,8 @@ impl Answer for Known {
 impl Answer for Verdict {
     fn holds_for(&self) -> Duration {
         match self {
-            Ok(()) => ALLOWED_FOR,
-            Err(_) => REFUSED_FOR,
+            Self::Allowed => ALLOWED_FOR,
+            Self::Refused(_) => REFUSED_FOR,
         }
     }
 }
@@ -157,9 +171,8 @@ impl Checks {
             return Err(Error::Blocked);
         }
         let epoch = Checked(self.epoch.load(Ordering::Relaxed));
-        self.check_size(target.size, up.generation(), deadline)
-            .await
-            .and_then(|verdict| verdict.map_err(|refusal| refusal.of(target)))?;
+        let size = self.check_size(target.size, up.generation(), deadline);
+        size.await?.of(target)?;
         let exchange = target.exchange;
         let known = match self.exchanges.get(exchange).await {
             Some(known) => known,
@@ -171,13 +184,12 @@ impl Checks {
             }
         };
         let verdict = match known {
-            Known::Open => Ok(()),
-            Known::Refused(refusal) => Err(refusal),
+            Known::Open => Verdict::Allowed,
+            Known::Refused(refusal) => Verdict::Refused(refusal),
             Known::ByKey => self.check_key(target, deadline).await?,
         };
-        verdict
-            .map(|()| epoch)
-            .map_err(|refusal| refusal.of(target))
+        verdict.of(target)?;
+        Ok(epoch)
     }
 
     async fn check_key(&self, target: Target<'_>, deadline: Instant) -> Result<Verdict, Error> {
@@ -200,14 +212,14 @@ impl Checks {
         }
         for asked in [size.next_power_of_two(), size] {
             let verdict = self.ask(Question::size(asked), deadline).await?;
-            if verdict == Err(Refusal::TooLarge) {
+            if verdict == Verdict::Refused(Refusal::TooLarge) {
                 self.sizes.refused(asked);
             } else {
                 self.sizes.accepted(asked);
-                return Ok(Ok(()));
+                return Ok(Verdict::Allowed);
             }
         }
-        Ok(Err(Refusal::TooLarge))
+        Ok(Verdict::Refused(Refusal::TooLarge))
     }
 
     async fn ask_exchange(&self, exchange: &str, deadline: Instant) -> Result<Known, Error> {
@@ -217,14 +229,14 @@ impl Checks {
             size: 0,
         };
         Ok(match self.ask(question, deadline).await? {
-            Ok(()) => Known::Open,
+            Verdict::Allowed => Known::Open,
             // Of the default exchange no key matters.
-            Err(Refusal::Forbidden) if !exchange.is_empty() => Known::ByKey,
-            Err(refusal) => Known::Refused(refusal),
+            Verdict::Refused(Refusal::Forbidden) if !exchange.is_empty() => Known::ByKey,
+            Verdict::Refused(refusal) => Known::Refused(refusal),
         })
     }
 
-    /// The outer result says whether the broker could be asked.
+    /// Errors when the broker could not be asked.
     async fn ask(&self, question: Question, deadline: Instant) -> Result<Verdict, Error> {
         // Others may wait for this answer too; whoever asks has no right to keep them for as long as its own deadline allows.
         let deadline = deadline.min(Instant::now() + ASK_TIMEOUT);
@@ -282,7 +294,7 @@ impl Checks {
         };
         let refused = match self.ask(question, deadline).await.ok()? {
             // Of a question of size, only that counts.
-            Err(found) if refusal != Refusal::TooLarge || found == refusal => found,
+            Verdict::Refused(found) if refusal != Refusal::TooLarge || found == refusal => found,
             _ => return Some(false),
         };
         self.learn(target, refused).await;
@@ -300,7 +312,7 @@ impl Checks {
             }
             Refusal::Forbidden => {
                 let key = (exchange.clone(), target.routing_key.to_owned());
-                self.keys.insert(key, Err(refusal)).await;
+                self.keys.insert(key, Verdict::Refused(refusal)).await;
                 let known = if exchange.is_empty() {
                     Known::Refused(refusal)
                 } else {
@@ -320,12 +332,21 @@ impl Checks {
 
 /// Sizes that the broker takes and refuses, as far as it was asked on the publish link's connection of this generation: another
 /// broker may be behind the next.
-#[derive(Default)]
 struct Sizes {
     generation: AtomicU64,
     accepted: AtomicUsize,
-    /// The smallest that is refused, less one, counted down from the largest number; 0: none is known.
+    /// The smallest; the largest number: none is known.
     refused: AtomicUsize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            generation: AtomicU64::new(0),
+            accepted: AtomicUsize::new(0),
+            refused: AtomicUsize::new(usize::MAX),
+        }
+    }
 }
 
 impl Sizes {
@@ -334,10 +355,10 @@ impl Sizes {
             self.forget();
         }
         if size <= self.accepted.load(Ordering::Relaxed) {
-            return Some(Ok(()));
+            return Some(Verdict::Allowed);
         }
-        let refused = usize::MAX - self.refused.load(Ordering::Relaxed);
-        (size >= refused).then_some(Err(Refusal::TooLarge))
+        let is_refused = size >= self.refused.load(Ordering::Relaxed);
+        is_refused.then_some(Verdict::Refused(Refusal::TooLarge))
     }
 
     fn accepted(&self, size: usize) {
@@ -345,12 +366,12 @@ impl Sizes {
     }
 
     fn refused(&self, size: usize) {
-        self.refused.fetch_max(usize::MAX - size, Ordering::Relaxed);
+        self.refused.fetch_min(size, Ordering::Relaxed);
     }
 
     fn forget(&self) {
         self.accepted.store(0, Ordering::Relaxed);
-        self.refused.store(0, Ordering::Relaxed);
+        self.refused.store(usize::MAX, Ordering::Relaxed);
     }
 }
 
@@ -411,14 +432,14 @@ impl Asker {
         match put(&channel, &question).await {
             Ok(()) => {
                 self.lock().push((up.generation(), channel));
-                Ok(Ok(()))
+                Ok(Verdict::Allowed)
             }
             Err(cause) => match up
                 .notes()
                 .closed_with(channel.id())
                 .and_then(error::refused)
             {
-                Some(refusal) => Ok(Err(refusal)),
+                Some(refusal) => Ok(Verdict::Refused(refusal)),
                 None => Err(error::classify(&cause, Entity::Exchange, "")),
             },
         }
@@ -474,10 +495,13 @@ mod tests {
         sizes.accepted(64);
         sizes.refused(1_024);
         sizes.refused(2_048);
-        assert_eq!(sizes.verdict(64, 1), Some(Ok(())));
+        assert_eq!(sizes.verdict(64, 1), Some(Verdict::Allowed));
         assert_eq!(sizes.verdict(65, 1), None);
         assert_eq!(sizes.verdict(1_023, 1), None);
-        assert_eq!(sizes.verdict(1_024, 1), Some(Err(Refusal::TooLarge)));
+        assert_eq!(
+            sizes.verdict(1_024, 1),
+            Some(Verdict::Refused(Refusal::TooLarge))
+        );
         // Another connection, perhaps another broker.
         assert_eq!(sizes.verdict(64, 2), None);
     }
