@@ -15,12 +15,12 @@ pub mod store; // the database
 
 pub mod failure; // failed messages and their state machine
 
+pub mod budget; // of memory: one for all that is held for clients
 mod coalesce; // one question for all who ask at once
 pub mod config;
 pub mod deadline; // the caller's
 pub mod error; // what callers are told
 mod finish;
-pub mod memory; // the one budget of it
 pub mod message;
 pub mod metrics; // figures for those who watch
 pub mod names;

@@ -20,12 +20,12 @@ use crate::{
         rabbitmq::{self, ManagementAt},
         topology::{self, Parsed, QueueDefaults, Topology},
     },
+    budget,
     failure::schedule::{Policy, Schedule},
     gateway::{
         Limits, alerts,
         message_log::{self, Room},
     },
-    memory,
     origins::Origins,
     store::{self, Place},
     telemetry, traces, url,
@@ -343,10 +343,10 @@ fn limits(reader: &mut Reader, defaults: &QueueDefaults) -> Limits {
 
 fn memory(reader: &mut Reader) -> usize {
     if !reader.is_set("MAX_MEMORY_BYTES") {
-        return memory::default_budget().max(memory::SMALLEST);
+        return budget::default_budget().max(budget::SMALLEST);
     }
     let bytes = reader.bytes("MAX_MEMORY_BYTES");
-    if bytes < memory::SMALLEST {
+    if bytes < budget::SMALLEST {
         reader.problem("MAX_MEMORY_BYTES", "must be at least 64MiB");
     }
     bytes
@@ -648,7 +648,7 @@ mod tests {
     #[test]
     fn the_memory_is_a_part_of_the_machines_unless_it_is_set() {
         let memory = |set: &[(&str, &str)]| read(set).map(|config| config.limits.max_memory_bytes);
-        assert!(memory(&[]).expect("valid") >= memory::SMALLEST);
+        assert!(memory(&[]).expect("valid") >= budget::SMALLEST);
         let set = [("MAX_MEMORY_BYTES", "512MiB")];
         assert_eq!(memory(&set), Ok(512 * 1024 * 1024));
         assert!(memory(&[("MAX_MEMORY_BYTES", "63MiB")]).is_err());

@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     broker::{Broker, topology::QueueDefaults},
-    memory::Memory,
+    budget::Memory,
     metrics::Metrics,
     traces::Traces,
 };

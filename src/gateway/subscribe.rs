@@ -8,9 +8,9 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{Gateway, ledger::SettleResult, session::Session, validate::Invalid};
 use crate::{
     broker::{self, Delivery, Entity},
+    budget::deliveries::Charge,
     error::Interrupted,
     failure::ErrorDetail,
-    memory::deliveries::Charge,
     names,
 };
 

@@ -1,4 +1,4 @@
-//! What has come of requests that are not complete: it counts against the budget of memory ([`crate::memory::intake`]), and the rest of
+//! What has come of requests that are not complete: it counts against the budget of memory ([`crate::budget::intake`]), and the rest of
 //! it must go on to come. It sits outside of all protocols, where bytes come from the network.
 //!
 //! A request that is complete in one frame of HTTP/2, as most are, costs nothing here. What a message becomes that is compressed, and what
@@ -22,9 +22,9 @@ use super::{
     status,
 };
 use crate::{
+    budget::intake::{Intake, Reader},
     error::Interrupted,
     gateway::Gateway,
-    memory::intake::{Intake, Reader},
 };
 
 /// The calls whose requests are a stream: it may rest between two messages, but not within one.

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use courtier::{
+    budget::SMALLEST,
     grpc::proto::{
         Message, PublishRequest, Start, message::Payload, publisher_client::PublisherClient,
     },
-    memory::SMALLEST,
 };
 use futures::future::join_all;
 use h2::client::ResponseFuture;

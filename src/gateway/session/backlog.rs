@@ -5,7 +5,7 @@
 //! nobody counts it. Therefore:
 //!
 //! - The session takes everything from the broker at once, whether its client reads or not, and counts it here
-//!   ([`crate::memory::deliveries`]).
+//!   ([`crate::budget::deliveries`]).
 //! - What there is no room for is *missed*: its payload is dropped, and only tag and size are kept. It stays unacked, so that it uses up
 //!   prefetch and the broker sends no more. As soon as there is room, and the client could have it, just as much as fits is
 //!   returned (`basic.nack`, requeue), and room for it reserved: the broker sends it anew.
@@ -26,8 +26,8 @@ use tokio::time::Instant;
 
 use crate::{
     broker::{Delivery, Tag},
+    budget::deliveries::{Account, Charge},
     gateway::subscribe::Parcel,
-    memory::deliveries::{Account, Charge},
 };
 
 /// May wait whatever the client's own limit of bytes is, so that small messages are ready when it settles something.
@@ -178,7 +178,7 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{memory::Memory, message::Message};
+    use crate::{budget::Memory, message::Message};
 
     const MIB: usize = 1024 * 1024;
 

@@ -22,9 +22,9 @@ use super::{
     sequence::Sequence,
 };
 use crate::{
+    budget::intake::{LARGE, Reader},
     error::Interrupted,
     grpc::proto::PublishStreamRequest,
-    memory::intake::{LARGE, Reader},
 };
 
 /// Room that is made at once for a message that is announced; more only as it comes.

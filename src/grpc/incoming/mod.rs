@@ -30,8 +30,8 @@ pub(super) use self::rules::MAX_OTHER;
 use self::{frames::Requests, rules::Rules, shape::Shapes};
 use super::DESCRIPTORS;
 use crate::{
+    budget::intake::Intake,
     gateway::{Limits, validate::Invalid},
-    memory::intake::Intake,
 };
 
 /// Bytes of the header of a message's frame: a flag, and the message's length.

@@ -12,9 +12,9 @@ use tonic::{Code, body::Body};
 
 use super::{frames::Requests, rules::Rules, sequence::Sequence, shape::Shapes, *};
 use crate::{
+    budget::{Memory, SMALLEST},
     config::{Config, reader::Reader},
     grpc::proto::{Message, PublishRequest, PublishStreamRequest, message::Payload},
-    memory::{Memory, SMALLEST},
 };
 
 const STREAM: &str = "/courtier.v1.Publisher/PublishStream";
@@ -86,7 +86,7 @@ async fn read(rules: Rules, gzip: bool, pieces: Vec<Bytes>) -> (Vec<Bytes>, Code
     let pieces = stream::iter(pieces.into_iter().map(Ok::<_, Infallible>));
     let refusals = Refusals::default();
     let body = Body::new(Pieces::from_stream(pieces));
-    let reader = crate::memory::Memory::new(crate::memory::SMALLEST, 0)
+    let reader = crate::budget::Memory::new(crate::budget::SMALLEST, 0)
         .intake
         .reader();
     let mut requests = Requests::new(body, rules, gzip, refusals.clone(), reader);
