@@ -8,7 +8,7 @@ use prost::Message as _;
 use tonic_types::pb::ErrorInfo;
 
 use crate::{
-    front::{Front, text, timely},
+    front::{Front, On, Stream, body, fault, from, text, timely},
     harness::{PATIENCE, connect_to, eventually},
     instance::Instance,
 };
@@ -233,4 +233,44 @@ async fn a_right_that_is_taken_away_harms_nobody_for_long() {
         results.iter().enumerate().all(ok)
     })
     .await;
+}
+
+/// The middle one of three is refused, after the broker began to send from the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn a_queue_that_another_consumes_alone_is_named() {
+    let front = On::RabbitMq.gateway().await;
+    let [first, second, third] = [
+        front.queue("first").await,
+        front.queue("second").await,
+        front.queue("third").await,
+    ];
+    front.fill(&first, &["one", "two"]).await;
+    let url = std::env::var("COURTIER_TEST_AMQP_URL").expect("set by make test");
+    let connection = lapin::Connection::connect(&url, Default::default()).await;
+    let connection = connection.expect("RabbitMQ runs");
+    let channel = connection.create_channel().await.expect("a channel");
+    let options = lapin::options::BasicConsumeOptions {
+        exclusive: true,
+        ..Default::default()
+    };
+    let alone = channel.basic_consume(
+        second.as_str().into(),
+        "alone".into(),
+        options,
+        Default::default(),
+    );
+    let _alone = alone.await.expect("nobody else consumes it");
+    let mut neighbour = front.subscribe(from(&[&third])).await;
+    for _ in 0..20 {
+        let refused = Stream::open(&front, from(&[&first, &second, &third])).await;
+        let status = refused.map(|_| ()).expect_err("another consumes it alone");
+        assert_eq!(fault(&status).reason, "FORBIDDEN", "{status:?}");
+        assert!(status.message().contains(&second), "{status:?}");
+    }
+    front.fill(&third, &["beside"]).await;
+    assert_eq!(body(&neighbour.delivery().await), "beside");
+    let mut bodies = front.drain_bodies(&first).await;
+    bodies.sort();
+    assert_eq!(bodies, ["one", "two"]);
 }

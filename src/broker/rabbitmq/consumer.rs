@@ -4,17 +4,19 @@
 
 use std::{
     collections::BTreeSet,
+    pin::Pin,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use futures::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, Shared},
+    FutureExt, StreamExt, TryFutureExt,
+    future::{BoxFuture, Shared, join_all, lazy},
+    stream::{BoxStream, Peekable},
 };
 use lapin::{
-    Channel, Consumer,
+    Channel,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     },
@@ -29,8 +31,12 @@ use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag
 /// For steps that wait for the broker's answer once a subscription stands.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a consumer is sent, once the broker begins.
+type Consumer = Peekable<BoxStream<'static, lapin::Result<lapin::message::Delivery>>>;
+
 pub(super) struct Running {
     channel: Channel,
+    client_id: String,
     consumers: Vec<Consumer>,
     queues: Vec<String>,
     unsettled: Unsettled,
@@ -45,6 +51,7 @@ pub(super) async fn subscribe(place: Place, subscribe: Subscribe) -> Result<Runn
     let (channel, consumers) = place.up.while_up(open(&place.up, &subscribe)).await?;
     Ok(Running {
         channel,
+        client_id: subscribe.client_id,
         consumers,
         queues: subscribe.queues,
         unsettled: Unsettled::default(),
@@ -54,27 +61,47 @@ pub(super) async fn subscribe(place: Place, subscribe: Subscribe) -> Result<Runn
     })
 }
 
+/// Asks for all consumers at once, and returns when the broker has accepted them.
+///
+/// The answer to `basic.consume` is not waited for: RabbitMQ puts it behind what the consumers before it are sent, a prefetch of each,
+/// and nobody takes that before the subscription stands. So each is followed by a `basic.qos`, whose answer overtakes deliveries, and
+/// does not come when what was before it is refused.
 async fn open(up: &Up, subscribe: &Subscribe) -> Result<(Channel, Vec<Consumer>), Error> {
     let channel = channel::open(up).await?;
     // Per consumer, not per channel: quorum queues refuse a limit for the whole channel
     // (https://www.rabbitmq.com/docs/quorum-queues#global-qos).
-    let each = BasicQosOptions::default();
-    error::open(channel.basic_qos(subscribe.prefetch, each).await)?;
-    let mut consumers = Vec::with_capacity(subscribe.queues.len());
-    for (index, queue) in subscribe.queues.iter().enumerate() {
-        let tag = format!("{}#{index}", subscribe.client_id);
-        let consumer = channel
-            .basic_consume(
-                queue.as_str().into(),
-                tag.into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-            .map_err(|cause| error::classify(&cause, Entity::Queue, queue))?;
-        consumers.push(consumer);
+    let qos = || channel.basic_qos(subscribe.prefetch, BasicQosOptions::default());
+    error::open(qos().await)?;
+    let mut consumers: Vec<Consumer> = (0..)
+        .zip(&subscribe.queues)
+        .map(|(index, queue)| consume(&channel, queue, tag(&subscribe.client_id, index)))
+        .collect();
+    let accepted = join_all(consumers.iter_mut().map(|consumer| async {
+        // To poll is to send.
+        let _ = lazy(|context| Pin::new(consumer).poll_peek(context).is_ready()).await;
+        qos().await
+    }));
+    // The broker answers in order, and nothing after what it refuses.
+    for (accepted, queue) in accepted.await.into_iter().zip(&subscribe.queues) {
+        accepted.map_err(|cause| error::classify(&cause, Entity::Queue, queue))?;
     }
     Ok((channel, consumers))
+}
+
+fn consume(channel: &Channel, queue: &str, tag: String) -> Consumer {
+    let (channel, queue) = (channel.clone(), queue.to_owned());
+    let consumer = async move {
+        let options = BasicConsumeOptions::default();
+        channel
+            .basic_consume(queue.into(), tag.into(), options, FieldTable::default())
+            .await
+    };
+    consumer.try_flatten_stream().boxed().peekable()
+}
+
+/// Of the consumer of the queue with this index.
+fn tag(client_id: &str, index: usize) -> String {
+    format!("{client_id}#{index}")
 }
 
 impl Running {
@@ -180,10 +207,10 @@ impl Subscription for Running {
     }
 
     async fn stop(&mut self) {
-        for consumer in &self.consumers {
-            let cancel = self
-                .channel
-                .basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        for index in 0..self.consumers.len() {
+            let tag = tag(&self.client_id, index);
+            let options = BasicCancelOptions::default();
+            let cancel = self.channel.basic_cancel(tag.into(), options);
             let _ = timeout(STEP_TIMEOUT, cancel).await;
         }
     }

@@ -18,6 +18,7 @@ use crate::{
     raw::{PUBLISH, frame},
 };
 
+/// As large as a payload may be; what waits in the queues is more than the process may have.
 const LARGE: usize = 4 * 1024 * 1024;
 
 /// Puts large messages into queues, past the gateway.
@@ -102,7 +103,13 @@ async fn unread(name: &'static str, queues: usize, each: usize, max_outstanding_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ: run make test"]
 async fn a_subscriber_that_does_not_read() {
-    unread("300 × 4 MiB unread", 1, 300, 0).await;
+    unread("160 × 4 MiB unread", 1, 160, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn a_subscriber_of_many_queues_that_does_not_read() {
+    unread("32 queues of 10 × 4 MiB unread", 32, 10, 8 * 1024 * 1024).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
