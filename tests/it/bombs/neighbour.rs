@@ -43,7 +43,6 @@ pub struct Waits {
 
 /// Of a phase.
 pub struct Summary {
-    pub middle: Duration,
     /// p99.
     pub late: Duration,
     pub worst: Duration,
@@ -54,12 +53,11 @@ impl Waits {
         &self.faults
     }
 
-    pub fn beside(&self, other: &Self) -> Vec<(&'static str, Summary, Summary)> {
-        vec![
-            ("publish", summary(&self.publish), summary(&other.publish)),
-            ("deliver", summary(&self.deliver), summary(&other.deliver)),
-            ("livez", summary(&self.probe), summary(&other.probe)),
-        ]
+    pub const KINDS: [&str; 3] = ["publish", "deliver", "livez"];
+
+    /// Of each kind.
+    pub fn summaries(&self) -> [Summary; 3] {
+        [&self.publish, &self.deliver, &self.probe].map(|waits| summary(waits))
     }
 }
 
@@ -71,7 +69,6 @@ fn summary(waits: &[Duration]) -> Summary {
         waits.get(index).copied().unwrap_or_default()
     };
     Summary {
-        middle: at(50),
         late: at(99),
         worst: at(100),
     }
