@@ -3,12 +3,14 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::time::Instant;
 
 use super::{
     ack_id::{AckId, Nonce},
+    progress::{Number, Progress},
     subscribe::Parcel,
 };
 use crate::broker::{Delivery, Tag};
@@ -55,6 +57,8 @@ pub enum Claim {
 #[derive(Debug)]
 struct Out {
     delivery: Arc<Parcel>,
+    number: Number,
+    /// By its own clock; progress may give it more time.
     deadline: Option<Instant>,
     /// Being settled: the broker is asked for something that takes a while.
     under_way: Option<Settled>,
@@ -64,7 +68,12 @@ struct Out {
 #[derive(Debug)]
 pub struct Ledger {
     nonce: Nonce,
+    /// `None`: deliveries have no deadline.
+    ack_deadline: Option<Duration>,
     out: HashMap<Tag, Out>,
+    /// Deliveries given so far.
+    given: Number,
+    progress: Progress,
     bytes: usize,
     /// The one that is out, if nothing else was out at any time since it was given.
     alone: Option<Tag>,
@@ -74,11 +83,16 @@ pub struct Ledger {
     highest: Tag,
 }
 
-impl Default for Ledger {
-    fn default() -> Self {
+impl Ledger {
+    /// Empty books. A delivery goes back when it is not settled within `ack_deadline` of when it was given, or of the last settle of
+    /// something that was given before it.
+    pub fn new(ack_deadline: Option<Duration>) -> Self {
         Self {
             nonce: Nonce::random(),
+            ack_deadline,
             out: HashMap::new(),
+            given: 0,
+            progress: Progress::default(),
             bytes: 0,
             alone: None,
             deadlines: BTreeSet::new(),
@@ -87,9 +101,7 @@ impl Default for Ledger {
             highest: 0,
         }
     }
-}
 
-impl Ledger {
     /// How many deliveries are out.
     pub fn len(&self) -> usize {
         self.out.len()
@@ -121,9 +133,11 @@ impl Ledger {
         open.map(|(tag, _)| *tag)
     }
 
-    /// The client gets a delivery. `deadline`: when it goes back unless settled.
-    pub fn give(&mut self, delivery: Arc<Parcel>, deadline: Option<Instant>) -> String {
+    /// The client gets a delivery.
+    pub fn give(&mut self, delivery: Arc<Parcel>) -> String {
         let tag = delivery.tag;
+        let deadline = self.ack_deadline.map(|time| Instant::now() + time);
+        self.given += 1;
         self.highest = self.highest.max(tag);
         // A delivery of a stream comes again under its tag.
         self.settled.remove(&tag);
@@ -132,6 +146,7 @@ impl Ledger {
         self.deadlines.extend(deadline.map(|at| (at, tag)));
         let out = Out {
             delivery,
+            number: self.given,
             deadline,
             under_way: None,
         };
@@ -169,6 +184,7 @@ impl Ledger {
 
     /// Begins to settle what takes a while; its deadline no longer runs.
     pub fn begin(&mut self, tag: Tag, how: Settled) -> Option<&Delivery> {
+        self.note_progress(tag);
         let out = self.out.get_mut(&tag)?;
         out.under_way = Some(how);
         if let Some(deadline) = out.deadline.take() {
@@ -187,6 +203,9 @@ impl Ledger {
 
     /// The delivery is settled.
     pub fn settle(&mut self, tag: Tag, how: Settled) {
+        if how != Settled::Lapsed {
+            self.note_progress(tag);
+        }
         let Some(out) = self.out.remove(&tag) else {
             return;
         };
@@ -204,6 +223,21 @@ impl Ledger {
         }
     }
 
+    /// The client says what became of a delivery.
+    fn note_progress(&mut self, tag: Tag) {
+        let Some(out) = self.out.get(&tag) else {
+            return;
+        };
+        if self.ack_deadline.is_none() || out.under_way.is_some() {
+            return;
+        }
+        self.progress.settled(out.number, Instant::now());
+        if self.progress.len() > 2 * self.out.len() + 16 {
+            let first = self.out.values().map(|out| out.number).min();
+            self.progress.forget_before(first.unwrap_or(self.given));
+        }
+    }
+
     /// A delivery gets another deadline.
     pub fn extend(&mut self, tag: Tag, deadline: Instant) {
         if let Some(out) = self.out.get_mut(&tag) {
@@ -214,24 +248,42 @@ impl Ledger {
         }
     }
 
-    /// When the next delivery lapses.
+    /// When to ask next what is [`overdue`](Self::overdue).
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
     /// The deliveries whose deadline has come.
-    pub fn overdue(&self, now: Instant) -> Vec<Tag> {
+    pub fn overdue(&mut self, now: Instant) -> Vec<Tag> {
         let due = self.deadlines.iter().take_while(|(at, _)| *at <= now);
-        due.map(|(_, tag)| *tag).collect()
+        let mut due: Vec<Tag> = due.map(|(_, tag)| *tag).collect();
+        due.retain(|tag| match self.renewed(*tag) {
+            Some(deadline) if deadline > now => {
+                self.extend(*tag, deadline);
+                false
+            }
+            _ => true,
+        });
+        due
+    }
+
+    /// Until when a delivery has time because of progress.
+    fn renewed(&self, tag: Tag) -> Option<Instant> {
+        let settled = self.progress.before(self.out.get(&tag)?.number)?;
+        Some(settled + self.ack_deadline?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::message::Message;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    fn books() -> Ledger {
+        Ledger::new(Some(DEADLINE))
+    }
 
     fn given(ledger: &mut Ledger, tag: Tag) -> String {
         let delivery = Delivery {
@@ -242,15 +294,12 @@ mod tests {
             redelivered: false,
             message: Message::default(),
         };
-        ledger.give(
-            Arc::new(delivery.into()),
-            Some(Instant::now() + Duration::from_secs(60)),
-        )
+        ledger.give(Arc::new(delivery.into()))
     }
 
     #[test]
     fn settling_twice_alike_is_ok_and_otherwise_already_settled() {
-        let mut ledger = Ledger::default();
+        let mut ledger = books();
         let id = given(&mut ledger, 1);
         assert_eq!(ledger.claim(&id, Settled::Ack), Claim::Open(1));
         ledger.settle(1, Settled::Ack);
@@ -264,7 +313,7 @@ mod tests {
 
     #[test]
     fn what_lapsed_is_stale_and_what_was_never_given_is_invalid() {
-        let mut ledger = Ledger::default();
+        let mut ledger = books();
         let id = given(&mut ledger, 1);
         ledger.settle(1, Settled::Lapsed);
         let stale = Claim::Answered(SettleResult::Stale);
@@ -272,12 +321,12 @@ mod tests {
         let never = ledger.ack_id(2);
         let invalid = Claim::Answered(SettleResult::Invalid);
         assert_eq!(ledger.claim(&never, Settled::Ack), invalid);
-        assert_eq!(Ledger::default().claim(&id, Settled::Ack), stale);
+        assert_eq!(books().claim(&id, Settled::Ack), stale);
     }
 
     #[test]
     fn a_settle_under_way_stops_the_deadline_and_its_failure_starts_it_again() {
-        let mut ledger = Ledger::default();
+        let mut ledger = books();
         let id = given(&mut ledger, 1);
         ledger.begin(1, Settled::Retry);
         assert_eq!(ledger.next_deadline(), None);
@@ -290,7 +339,7 @@ mod tests {
 
     #[test]
     fn alone_is_what_never_had_company() {
-        let mut ledger = Ledger::default();
+        let mut ledger = books();
         given(&mut ledger, 1);
         assert_eq!(ledger.alone(), Some(1));
         given(&mut ledger, 2);
@@ -306,12 +355,55 @@ mod tests {
 
     #[test]
     fn memory_of_the_settled_is_bounded() {
-        let mut ledger = Ledger::default();
+        let mut ledger = books();
         for tag in 1..=20_000 {
             given(&mut ledger, tag);
             ledger.settle(tag, Settled::Ack);
         }
         assert_eq!(ledger.settled.len(), REMEMBERED);
         assert!(ledger.is_empty() && ledger.bytes() == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settle_gives_time_to_what_was_given_after_it() {
+        let mut ledger = books();
+        for tag in 1..=4 {
+            given(&mut ledger, tag);
+        }
+        // It had more time already: it keeps it.
+        ledger.extend(4, Instant::now() + 10 * DEADLINE);
+        tokio::time::advance(DEADLINE / 2).await;
+        ledger.settle(2, Settled::Ack);
+        tokio::time::advance(DEADLINE / 2).await;
+        assert_eq!(ledger.overdue(Instant::now()), [1], "it was overtaken");
+        ledger.settle(1, Settled::Lapsed);
+        tokio::time::advance(DEADLINE / 2).await;
+        assert_eq!(
+            ledger.overdue(Instant::now()),
+            [3],
+            "a lapse is no progress"
+        );
+        ledger.settle(3, Settled::Lapsed);
+        tokio::time::advance(9 * DEADLINE).await;
+        assert_eq!(ledger.overdue(Instant::now()), [4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_settles_in_order_never_lapses() {
+        let mut ledger = books();
+        for tag in 1..=300 {
+            given(&mut ledger, tag);
+        }
+        for tag in 1..=300 {
+            tokio::time::advance(DEADLINE / 2).await;
+            assert_eq!(ledger.overdue(Instant::now()), [0; 0], "at {tag}");
+            if tag % 2 == 0 {
+                ledger.settle(tag, Settled::Ack);
+            } else {
+                ledger.begin(tag, Settled::Retry);
+                ledger.settle(tag, Settled::Retry);
+            }
+        }
+        assert!(ledger.is_empty() && ledger.progress.len() < 100);
     }
 }

@@ -8,6 +8,7 @@ pub mod failed;
 pub mod ledger;
 pub mod message_log;
 pub mod page;
+mod progress;
 pub mod publish;
 pub mod queue_admin;
 mod records;

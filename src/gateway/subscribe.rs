@@ -293,6 +293,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// `None`: deliveries are settled as they are given.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        (!self.auto_ack).then_some(self.ack_deadline)
+    }
+
     fn prefetch(&self) -> u16 {
         let wanted = self.max_messages.min(self.max_outstanding.into());
         u16::try_from(wanted).unwrap_or(u16::MAX)

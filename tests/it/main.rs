@@ -77,6 +77,7 @@ mod vitals;
 mod watchers;
 mod wear;
 mod wire;
+mod workers;
 
 use contract::{Fixture, Traits, contract_suite};
 use courtier::broker::memory::MemoryBroker;

@@ -115,7 +115,7 @@ impl Session {
             backlog,
             gateway,
             subscription,
-            ledger: Ledger::default(),
+            ledger: Ledger::new(plan.deadline()),
             outbox: VecDeque::from([Event::Started {
                 max_outstanding: plan.max_outstanding,
                 ack_deadline: plan.ack_deadline,
@@ -439,17 +439,15 @@ impl Session {
     fn give(&mut self, taken: Taken) -> Given {
         self.note_suspect(taken.delivery.tag, &taken);
         let delivery = taken.delivery;
-        let deadline = (!self.plan.auto_ack).then_some(self.plan.ack_deadline);
         let queue = self.plan.queues.get(delivery.queue).cloned();
         let delivery = Arc::new(delivery);
-        let until = deadline.map(|deadline| Instant::now() + deadline);
-        let ack_id = self.ledger.give(delivery.clone(), until);
+        let ack_id = self.ledger.give(delivery.clone());
         self.delivered += 1;
         Given {
             ack_id,
             delivery,
             queue: queue.unwrap_or_default(),
-            ack_deadline: deadline,
+            ack_deadline: self.plan.deadline(),
         }
     }
 
