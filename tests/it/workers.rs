@@ -1,8 +1,13 @@
 //! Workers as people write them, with what each must achieve.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
-use courtier::grpc::proto::{Start, subscribe_response::Response};
+use courtier::grpc::proto::{
+    Delivery, SettleResult, Start, settle_result, subscribe_response::Response,
+};
 
 use crate::front::{Front, On, ack, body, from, on_both, seconds};
 
@@ -35,13 +40,24 @@ async fn one_delivery_after_the_other(on: On) {
     let queue = front.queue("work").await;
     let texts = fill(&front, &queue, COUNT).await;
     let mut stream = front.subscribe(with_deadline(&queue)).await;
-    let mut done = BTreeMap::<String, usize>::new();
-    while done.len() < COUNT {
-        let delivery = stream.delivery().await;
-        // The work.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        stream.send(ack(&[&delivery.ack_id]));
-        *done.entry(body(&delivery)).or_default() += 1;
+    let mut held = VecDeque::<Delivery>::new();
+    let (mut done, mut settled) = (BTreeMap::<String, usize>::new(), 0);
+    while settled < COUNT {
+        if let Some(delivery) = held.pop_front() {
+            // The work.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stream.send(ack(&[&delivery.ack_id]));
+            *done.entry(body(&delivery)).or_default() += 1;
+        }
+        match stream.event().await {
+            Ok(Some(Response::Deliveries(more))) => held.extend(more.deliveries),
+            Ok(Some(Response::Results(results))) => {
+                let ok = |result: &SettleResult| result.result() == settle_result::Result::Ok;
+                assert!(results.results.iter().all(ok), "{results:?}");
+                settled += results.results.len();
+            }
+            other => panic!("only that may happen, not {other:?}"),
+        }
     }
     let once = texts.into_iter().map(|text| (text, 1)).collect();
     assert_eq!(done, once);
