@@ -23,11 +23,11 @@ pub mod header {
     pub const ACTION: &str = "x-courtier-action";
     /// On a dead-letter copy: the delay that the consumer asked for, in milliseconds.
     pub const DELAY_MS: &str = "x-courtier-delay-ms";
-    /// On a dead-letter copy: the queue that the consumer had it from.
+    /// On a dead-letter copy and on a retry: the queue that the consumer had it from.
     pub const QUEUE: &str = "x-courtier-queue";
-    /// On a dead-letter copy: the exchange that it was first published to.
+    /// On a dead-letter copy and on a retry: the exchange that it was first published to.
     pub const EXCHANGE: &str = "x-courtier-exchange";
-    /// On a dead-letter copy: the routing key that it was first published with.
+    /// On a dead-letter copy and on a retry: the routing key that it was first published with.
     pub const ROUTING_KEY: &str = "x-courtier-routing-key";
     /// On a dead-letter copy that no consumer asked for: why the gateway made it, in RabbitMQ's words: [`DELIVERY_LIMIT`].
     pub const REASON: &str = "x-courtier-reason";

@@ -89,12 +89,10 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
         let original = copy.headers.entry(header::ORIGINAL_PUBLISH_ID.to_owned());
         original.or_insert(id);
     }
+    origin(delivery).note_on(&mut copy, queue);
     let mut note = |name: &str, value: String| {
         copy.headers.insert(name.to_owned(), Value::text(value));
     };
-    note(header::QUEUE, queue.to_owned());
-    note(header::EXCHANGE, delivery.exchange.clone());
-    note(header::ROUTING_KEY, delivery.routing_key.clone());
     note(header::ERROR_TYPE, cut(&error.kind));
     note(header::ERROR_MESSAGE, cut(&error.message));
     note(header::ERROR_STACK, cut(&error.stack));
@@ -109,6 +107,46 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
         copy.headers.insert(name, Value::I64(ms));
     }
     copy
+}
+
+/// Where a message was first published to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin<'a> {
+    pub exchange: &'a str,
+    pub routing_key: &'a str,
+}
+
+impl Origin<'_> {
+    /// Writes it into the headers of a copy of what failed in `queue`.
+    pub fn note_on(self, copy: &mut Message, queue: &str) {
+        for (name, value) in [
+            (header::QUEUE, queue),
+            (header::EXCHANGE, self.exchange),
+            (header::ROUTING_KEY, self.routing_key),
+        ] {
+            let value = Value::text(value.to_owned());
+            copy.headers.insert(name.to_owned(), value);
+        }
+    }
+}
+
+/// Where a delivery was first published to: consumers dispatch by that. A retry comes through the default exchange.
+pub fn origin(delivery: &Delivery) -> Origin<'_> {
+    noted_origin(&delivery.message, &delivery.routing_key)
+        .filter(|_| delivery.exchange.is_empty())
+        .unwrap_or(Origin {
+            exchange: &delivery.exchange,
+            routing_key: &delivery.routing_key,
+        })
+}
+
+/// Where a message that came back to `queue` was first published to. In another queue, its headers are somebody's copy.
+pub fn noted_origin<'a>(message: &'a Message, queue: &str) -> Option<Origin<'a>> {
+    let noted = |name: &str| message.headers.get(name)?.as_str();
+    (noted(header::QUEUE)? == queue).then_some(Origin {
+        exchange: noted(header::EXCHANGE)?,
+        routing_key: noted(header::ROUTING_KEY)?,
+    })
 }
 
 /// What a copy's error is called when its consumers never said what went wrong.

@@ -240,11 +240,12 @@ fn write_delivery(given: Given) -> Delivery {
     let delivery = given.delivery;
     let attempt = dead_letter::attempt(&delivery.message);
     let failed_id = dead_letter::failed_id(&delivery.message);
+    let origin = dead_letter::origin(&delivery);
     Delivery {
         ack_id: given.ack_id,
         queue: given.queue,
-        exchange: delivery.exchange.clone(),
-        routing_key: delivery.routing_key.clone(),
+        exchange: origin.exchange.to_owned(),
+        routing_key: origin.routing_key.to_owned(),
         attempt,
         redelivered: delivery.redelivered,
         ack_deadline_time: given

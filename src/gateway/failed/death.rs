@@ -21,13 +21,23 @@ pub fn read(delivery: &Delivery, queue: &str) -> Death {
     // The gateway's copies come through the default exchange; what a broker moves comes through an exchange of its queue.
     let copied = delivery.exchange.is_empty() && headers.contains_key(header::ACTION);
     let told = if copied { told(headers) } else { seen(headers) };
+    let queue = told.queue.unwrap_or_else(|| queue.to_owned());
+    // The broker's account of a retry that died is about the retry, which came through the default exchange.
+    let origin = dead_letter::noted_origin(&delivery.message, &queue).filter(|_| !copied);
+    let (exchange, routing_key) = match origin {
+        Some(origin) => (origin.exchange.to_owned(), origin.routing_key.to_owned()),
+        None => (
+            told.exchange.unwrap_or_default(),
+            told.routing_key.unwrap_or_default(),
+        ),
+    };
     Death {
         id: Uuid::now_v7(),
         attempt: dead_letter::attempt(&delivery.message),
         redelivered: delivery.redelivered,
-        queue: told.queue.unwrap_or_else(|| queue.to_owned()),
-        exchange: told.exchange.unwrap_or_default(),
-        routing_key: told.routing_key.unwrap_or_default(),
+        queue,
+        exchange,
+        routing_key,
         publish_id: publish_id(headers, copied || failed_id.is_some()),
         failed_id,
         reason: told.reason,
@@ -196,6 +206,27 @@ mod tests {
             Table::from([("mine".into(), Value::I8(1))])
         );
         assert_eq!(death.message.ttl_ms, None);
+    }
+
+    #[test]
+    fn a_retry_that_dies_by_itself_came_from_where_the_message_was_first_published() {
+        let retried_in = |queue: &str| {
+            Table::from([
+                (X_DEATH.into(), x_death("expired")),
+                (header::QUEUE.into(), Value::text(queue)),
+                (header::EXCHANGE.into(), Value::text("first")),
+                (header::ROUTING_KEY.into(), Value::text("key")),
+            ])
+        };
+        let origin = |headers| {
+            let death = read(&delivery("courtier.dlx", headers), "q");
+            (death.exchange, death.routing_key)
+        };
+        let text = |exchange: &str, key: &str| (exchange.to_owned(), key.to_owned());
+        assert_eq!(origin(retried_in("orders")), text("first", "key"));
+        // A consumer that published a retry on, headers and all.
+        let shop = text("shop", "order.created");
+        assert_eq!(origin(retried_in("elsewhere")), shop);
     }
 
     #[test]

@@ -302,6 +302,7 @@ impl FailedMessages {
         to_the_end(async move {
             let (claimed, at) = service.claim(id).await?;
             let row = &claimed.message;
+            sender::note_origin(row, &mut message);
             let publish = service.sender.publish_to(&row.queue, message, at);
             let publish_id = publish.publish_id;
             let witness = service.log.witness(&publish, named).map(Witness::new);

@@ -9,6 +9,7 @@ use crate::{
     broker::{Broker, Fate, NotSent, Publish, Refusal, Witness},
     failure::{FailedMessage, Time, schedule::Policy},
     gateway::{
+        dead_letter,
         message_log::{self, MessageLog},
         records,
     },
@@ -193,7 +194,17 @@ fn retry_of(row: &FailedMessage) -> Message {
         copy.headers
             .insert(header::ORIGINAL_PUBLISH_ID.to_owned(), original);
     }
+    note_origin(row, &mut copy);
     copy
+}
+
+/// Lets a copy say where a failed message was first published to.
+pub(super) fn note_origin(row: &FailedMessage, copy: &mut Message) {
+    let origin = dead_letter::Origin {
+        exchange: &row.exchange,
+        routing_key: &row.routing_key,
+    };
+    origin.note_on(copy, &row.queue);
 }
 
 /// Whether trying again by itself makes no sense.
