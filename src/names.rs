@@ -5,6 +5,19 @@
 
 use unicode_normalization::is_nfc;
 
+/// The exchanges that every broker has: a direct, a topic and a fanout exchange, and two headers exchanges. They are used like any
+/// other, and never declared or deleted (<https://www.rabbitmq.com/docs/exchanges>).
+pub const STANDARD_EXCHANGES: [&str; 5] = [
+    "amq.direct",
+    "amq.topic",
+    "amq.fanout",
+    "amq.headers",
+    "amq.match",
+];
+
+/// The queues whose names the broker made up: those that clients wait in for replies.
+const MADE_UP: &str = "amq.gen-";
+
 /// AMQP's short strings hold so many bytes.
 pub const MAX_BYTES: usize = 255;
 
@@ -19,7 +32,7 @@ pub enum Refused {
     Reserved,
 }
 
-/// Checks the name of a queue.
+/// Checks the name of a queue that is consumed, declared or changed.
 pub fn queue(name: &str) -> Result<(), Refused> {
     if name.is_empty() {
         // The broker would take it for "the queue declared last on this channel".
@@ -28,8 +41,27 @@ pub fn queue(name: &str) -> Result<(), Refused> {
     name_of_either(name)
 }
 
-/// Checks the name of an exchange; empty is the default exchange.
+/// Checks the name of a queue that is published to: another client's, with a name that the broker made up, is allowed, for replies.
+///
+/// Direct reply-to (`amq.rabbitmq.reply-to.*`) is not: an address of a broker that is gone ends the connection that it is
+/// published on (541, RabbitMQ 3.10.8), and with it the publishes of everybody else.
+pub fn target(queue: &str) -> Result<(), Refused> {
+    match self::queue(queue) {
+        Err(Refused::Reserved) if queue.starts_with(MADE_UP) => Ok(()),
+        checked => checked,
+    }
+}
+
+/// Checks the name of an exchange that is published or bound to; empty is the default exchange.
 pub fn exchange(name: &str) -> Result<(), Refused> {
+    match own_exchange(name) {
+        Err(Refused::Reserved) if STANDARD_EXCHANGES.contains(&name) => Ok(()),
+        checked => checked,
+    }
+}
+
+/// Checks the name of an exchange that is declared or deleted.
+pub fn own_exchange(name: &str) -> Result<(), Refused> {
     name_of_either(name)
 }
 
@@ -107,6 +139,18 @@ mod tests {
             assert!(matches!(queue(name), Err(Refused::Invalid(_))), "{name:?}");
         }
         assert_eq!(queue("amq.gen-1"), Err(Refused::Reserved));
-        assert_eq!(exchange("amq.topic"), Err(Refused::Reserved));
+        assert_eq!(own_exchange("amq.topic"), Err(Refused::Reserved));
+        assert_eq!(exchange("amq.rabbitmq.log"), Err(Refused::Reserved));
+        let direct_reply = "amq.rabbitmq.reply-to.g2dkAA==.x";
+        assert_eq!(target(direct_reply), Err(Refused::Reserved));
+    }
+
+    #[test]
+    fn what_every_broker_has_is_used_like_any_other() {
+        for name in STANDARD_EXCHANGES {
+            assert_eq!(exchange(name), Ok(()));
+        }
+        assert_eq!(target("amq.gen-JzTY20BRgKO-HjmUJj0wLg"), Ok(()));
+        assert!(target("amq.gen-\n").is_err());
     }
 }

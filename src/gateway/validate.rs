@@ -85,7 +85,7 @@ pub fn outgoing(outgoing: &Outgoing, max_payload_bytes: usize) -> Result<(), Inv
         .map_err(|refused| Invalid::name("exchange", Entity::Exchange, exchange, refused))?;
     // On the default exchange the routing key names a queue.
     let key = if exchange.is_empty() {
-        names::queue(routing_key)
+        names::target(routing_key)
     } else {
         names::routing_key(routing_key)
     };

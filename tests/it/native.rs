@@ -94,6 +94,30 @@ async fn receive(gateway: &Gateway, queue: &str) -> Delivery {
     }
 }
 
+/// A native client asks, and a service behind the gateway answers where it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: run make test"]
+async fn a_reply_reaches_the_queue_that_the_broker_named() {
+    let (gateway, queue) = prepare().await;
+    let call = Native::Python.run("call", &queue);
+    let answer = async {
+        let asked = receive(&gateway, &queue).await.message.expect("always set");
+        let reply = PublishRequest {
+            routing_key: asked.reply_to,
+            message: Some(Message {
+                correlation_id: asked.correlation_id,
+                payload: Some(Payload::Data("answer".into())),
+                ..Message::default()
+            }),
+            ..PublishRequest::default()
+        };
+        let published = gateway.publisher().await.publish(reply).await;
+        published.expect("routed and confirmed");
+    };
+    let (said, ()) = tokio::join!(call, answer);
+    assert_eq!(said, "call-1 answer\n");
+}
+
 /// What the gateway delivers of a message that a native service published.
 async fn sent_by(native: Native) -> (Delivery, Json) {
     let (gateway, queue) = prepare().await;

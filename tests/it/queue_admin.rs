@@ -7,7 +7,8 @@ use courtier::grpc::proto::{
     Binding, CreateBindingRequest, CreateExchangeRequest, CreateQueueRequest, CreateQueueResponse,
     DeleteBindingRequest, DeleteExchangeRequest, DeleteQueueRequest, GetBrokerStatusRequest,
     GetQueueRequest, GetQueueStatsRequest, ListBindingsRequest, ListExchangesRequest,
-    ListQueuesRequest, PurgeQueueRequest, Queue, Source, TopologyChange, WatchQueueStatsRequest,
+    ListQueuesRequest, PublishRequest, PurgeQueueRequest, Queue, Source, TopologyChange,
+    WatchQueueStatsRequest,
     create_queue_request::Profile,
     get_broker_status_response::{Management, link},
     queue_admin_client::QueueAdminClient,
@@ -331,6 +332,38 @@ async fn a_profile_that_nobody_knows_makes_nothing(on: On) {
     assert_eq!(refusal(answer.await), bad);
     let missing = refused(Code::NotFound, "QUEUE_NOT_FOUND");
     assert_eq!(refusal(office.get(&name).await), missing);
+}
+
+async fn the_standard_exchanges_are_used_like_any_other(on: On) {
+    let office = Office::open(on).await;
+    let queue = office.queue("work").await;
+    let key = office.name("key");
+    let binding = Binding {
+        exchange: "amq.topic".to_owned(),
+        queue: queue.clone(),
+        routing_key: format!("{key}.*"),
+        ..Default::default()
+    };
+    let request = CreateBindingRequest {
+        binding: Some(binding.clone()),
+    };
+    timely(office.admin().create_binding(request))
+        .await
+        .expect("bound");
+    let published = PublishRequest {
+        exchange: "amq.topic".to_owned(),
+        ..to_queue(&format!("{key}.created"), text("x"))
+    };
+    office.publish(published.clone()).await.expect("confirmed");
+    assert_eq!(office.drain_bodies(&queue).await, ["x"]);
+    let request = DeleteBindingRequest {
+        binding: Some(binding),
+    };
+    timely(office.admin().delete_binding(request))
+        .await
+        .expect("unbound");
+    let unroutable = refused(Code::FailedPrecondition, "UNROUTABLE");
+    assert_eq!(refusal(office.publish(published).await), unroutable);
 }
 
 async fn names_that_are_not_for_clients_are_refused(on: On) {
@@ -659,6 +692,7 @@ on_all! {
     arguments_that_the_broker_does_not_take_make_nothing
     a_profile_that_nobody_knows_makes_nothing
     names_that_are_not_for_clients_are_refused
+    the_standard_exchanges_are_used_like_any_other
     a_queue_is_deleted_under_conditions
     a_deleted_queue_ends_its_subscriptions
     a_purge_wants_the_name_twice_and_leaves_what_consumers_hold

@@ -171,7 +171,7 @@ async fn every_fate_is_told_as_over_grpc(on: On) {
         answer.refusal(),
         refused(404, "EXCHANGE_NOT_FOUND", "INVALID")
     );
-    let forbidden = json!({"exchange": "amq.direct", "routing_key": "k", "message": 1});
+    let forbidden = json!({"exchange": "amq.rabbitmq.log", "routing_key": "k", "message": 1});
     let answer = publish(&front, forbidden.to_string()).await;
     assert_eq!(answer.refusal(), refused(403, "FORBIDDEN", "INVALID"));
 

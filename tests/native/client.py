@@ -2,6 +2,7 @@
 
 client.py send URL QUEUE     publishes one with every property and every type of header that pika can write
 client.py receive URL QUEUE  takes one and prints it as JSON; its payload in hexadecimal
+client.py call URL QUEUE     asks there, waits in a queue that the broker named, and prints the reply
 """
 
 import json
@@ -45,6 +46,14 @@ if verb == "send":
         app_id="python",
     )
     channel.basic_publish("", queue, b"\x00\xffpython\r\n", properties, mandatory=True)
+elif verb == "call":
+    waiting = channel.queue_declare("", exclusive=True).method.queue
+    properties = pika.BasicProperties(reply_to=waiting, correlation_id="call-1")
+    channel.basic_publish("", queue, b"question", properties, mandatory=True)
+    for method, properties, body in channel.consume(waiting, auto_ack=True, inactivity_timeout=30):
+        assert method is not None, "no reply came"
+        print(properties.correlation_id, body.decode())
+        break
 else:
     method, properties, body = channel.basic_get(queue, auto_ack=True)
     message = {name: value for name, value in vars(properties).items() if value is not None}

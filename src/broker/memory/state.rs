@@ -17,7 +17,10 @@ use super::{
     subscriber::Subscriber,
     timer::Alarm,
 };
-use crate::broker::{Fate, NotSent};
+use crate::{
+    broker::{Fate, NotSent, topology::ExchangeKind},
+    names,
+};
 
 pub(super) struct State {
     pub(super) exchanges: HashMap<String, Exchange>,
@@ -30,10 +33,17 @@ pub(super) struct State {
     alarm: Alarm,
 }
 
+fn standard_exchanges() -> HashMap<String, Exchange> {
+    use ExchangeKind::{Direct, Fanout, Headers, Topic};
+    let kinds = [Direct, Topic, Fanout, Headers, Headers].map(Exchange::new);
+    let names = names::STANDARD_EXCHANGES.map(str::to_owned);
+    names.into_iter().zip(kinds).collect()
+}
+
 impl State {
     pub(super) fn new(alarm: Alarm) -> Self {
         Self {
-            exchanges: HashMap::new(),
+            exchanges: standard_exchanges(),
             queues: HashMap::new(),
             subscribers: HashMap::new(),
             last_subscriber: 0,

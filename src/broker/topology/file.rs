@@ -259,7 +259,7 @@ impl File {
         let mut topology = Topology::default();
         let mut retries = BTreeMap::new();
         for exchange in self.exchanges {
-            check(Entity::Exchange, &exchange.name, names::exchange)?;
+            check(Entity::Exchange, &exchange.name, names::own_exchange)?;
             topology.exchanges.push(Exchange {
                 name: exchange.name,
                 kind: exchange.kind,

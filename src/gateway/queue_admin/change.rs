@@ -1,7 +1,7 @@
 //! Changes. Each is in the log as an audit event, and so is each that was refused.
 
 use super::{
-    Error, QueueAdmin, fetchable, own_exchange, own_queue,
+    Error, QueueAdmin, bound_exchange, fetchable, own_exchange, own_queue,
     plan::{Action, Change, correct},
     to_the_end,
 };
@@ -242,7 +242,7 @@ impl QueueAdmin {
 
     /// Says which end of a binding is missing.
     async fn check_ends(&self, binding: &Binding) -> Result<(), Error> {
-        own_exchange("binding.exchange", &binding.exchange)?;
+        bound_exchange("binding.exchange", &binding.exchange)?;
         own_queue("binding.queue", &binding.queue)?;
         names::routing_key(&binding.routing_key)
             .map_err(|refused| Invalid::field("binding.routing_key", refused.to_string()))?;

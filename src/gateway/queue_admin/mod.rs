@@ -182,11 +182,24 @@ fn own_queue(field: &'static str, name: &str) -> Result<(), Invalid> {
     names::queue(name).map_err(|refused| Invalid::name(field, Entity::Queue, name, refused))
 }
 
-/// An exchange that is changed.
+/// An exchange that is made or deleted.
 fn own_exchange(field: &'static str, name: &str) -> Result<(), Invalid> {
+    exchange(field, name, names::own_exchange)
+}
+
+/// An exchange that queues are bound to.
+fn bound_exchange(field: &'static str, name: &str) -> Result<(), Invalid> {
+    exchange(field, name, names::exchange)
+}
+
+fn exchange(
+    field: &'static str,
+    name: &str,
+    rule: fn(&str) -> Result<(), names::Refused>,
+) -> Result<(), Invalid> {
     if name.is_empty() {
         let problem = "must not be empty: the default exchange is the broker's own";
         return Err(Invalid::field(field, problem));
     }
-    names::exchange(name).map_err(|refused| Invalid::name(field, Entity::Exchange, name, refused))
+    rule(name).map_err(|refused| Invalid::name(field, Entity::Exchange, name, refused))
 }
