@@ -99,7 +99,7 @@ enum Question {
 
 impl Question {
     /// Advisory locks of PostgreSQL belong to a database, those of MySQL to the server: there the name says which
-    /// database, hashed because a name of a lock has at most 64 characters.
+    /// database, hashed because a name of a lock has at most 64 characters; by SHA2, because MySQL 9 has no SHA1().
     fn sql(self, backend: DbBackend) -> Result<&'static str, Error> {
         Ok(match (backend, self) {
             (DbBackend::Postgres, Self::Take) => {
@@ -113,13 +113,13 @@ impl Question {
                 "SELECT pg_advisory_unlock(1668248946, 1953064306) AS answer"
             }
             (DbBackend::MySql, Self::Take) => {
-                "SELECT GET_LOCK(CONCAT('courtier_migrations.', SHA1(DATABASE())), 0) AS answer"
+                "SELECT GET_LOCK(CONCAT('courtier_migrations.', LEFT(SHA2(DATABASE(), 256), 40)), 0) AS answer"
             }
             (DbBackend::MySql, Self::Held) => {
-                "SELECT IS_USED_LOCK(CONCAT('courtier_migrations.', SHA1(DATABASE()))) = CONNECTION_ID() AS answer"
+                "SELECT IS_USED_LOCK(CONCAT('courtier_migrations.', LEFT(SHA2(DATABASE(), 256), 40))) = CONNECTION_ID() AS answer"
             }
             (DbBackend::MySql, Self::Release) => {
-                "SELECT RELEASE_LOCK(CONCAT('courtier_migrations.', SHA1(DATABASE()))) AS answer"
+                "SELECT RELEASE_LOCK(CONCAT('courtier_migrations.', LEFT(SHA2(DATABASE(), 256), 40))) AS answer"
             }
             (other, _) => return Err(Error::Unsupported(other)),
         })
