@@ -3,6 +3,7 @@
 //! What there is stands in [`figures`]. Each gateway has its own, so that many can run in one process. Whoever counts often
 //! keeps the counters in hand ([`Exchange`], [`Queue`], [`Lane`]), so that a message costs a lookup at most.
 
+pub mod classic;
 mod figures;
 mod process;
 mod series;

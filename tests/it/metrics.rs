@@ -11,6 +11,7 @@ use crate::{
     harness::{Gateway, eventually},
     instance::Instance,
     process::{Process, get},
+    raw::http1,
     scripted::Scripted,
 };
 use courtier::{
@@ -98,6 +99,24 @@ async fn becomes(gateway: &Gateway, series: &str, value: Option<f64>) {
 
 fn publishes(exchange: &str, outcome: &str) -> String {
     format!(r#"courtier_publishes_total{{exchange="{exchange}",outcome="{outcome}"}}"#)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_knows_no_openmetrics_gets_the_classic_format() {
+    let front = On::Embedded.gateway().await;
+    let ask = async |accept: &str| http1(&front, "GET", "/metrics", accept, b"").await;
+    let prometheus =
+        "accept: application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.2\r\n";
+    for accept in ["", "accept: */*\r\n", prometheus] {
+        let head = ask(accept).await.head;
+        assert!(head.contains("application/openmetrics-text"), "{head}");
+    }
+    let answer = ask("accept: text/plain\r\n").await;
+    let (head, text) = (&answer.head, answer.text());
+    let classic = "content-type: text/plain; version=0.0.4; charset=utf-8";
+    assert!(head.contains(classic), "{head}");
+    assert!(text.contains("\n# TYPE courtier_publishes_total counter\n"));
+    assert!(!text.contains("# EOF") && !text.contains("# UNIT"));
 }
 
 #[tokio::test]
