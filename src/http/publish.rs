@@ -1,4 +1,4 @@
-//! `POST /api/messages/publish`: the twin of `courtier.v1.Publisher/Publish`, for messages that are JSON.
+//! `POST /api/messages/publish`: the twin of `courtier.v1.Publisher/Publish`.
 
 use std::time::Duration;
 
@@ -6,11 +6,18 @@ use axum::{
     Json,
     extract::{DefaultBodyLimit, Request, State},
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout_at;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{
+        Schema,
+        schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type},
+    },
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{body, deadline, envelope::Envelope, error::Error};
@@ -41,31 +48,69 @@ struct PublishRequest<'a> {
     exchange: String,
     /// What the exchange routes by.
     routing_key: String,
-    /// The message: any JSON. Consumers get it byte for byte as it is written here, with content type `application/json`.
-    /// From an envelope `{"event", "timestamp", "data", "metadata": {"service"}}` the AMQP properties `type`, `timestamp`
-    /// and `app_id` are set too.
-    #[serde(borrow)]
-    #[schema(value_type = serde_json::Value)]
-    message: &'a RawValue,
+    /// The message, when it is JSON, whatever JSON. Consumers get it byte for byte as it is written here, with content type
+    /// `application/json`. From an envelope `{"event", "timestamp", "data", "metadata": {"service"}}` the AMQP properties `type`,
+    /// `timestamp` and `app_id` are set too, unless they are given. One of `message`, `payload_text` and `payload_base64` is set.
+    #[serde(default, borrow, deserialize_with = "present")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    message: Option<&'a RawValue>,
+    /// The message, when it is another text.
+    payload_text: Option<String>,
+    /// The message, when it is bytes: in base64.
+    payload_base64: Option<String>,
+    /// What the payload is. Absent: `application/json` of a `message`, else none.
+    content_type: Option<String>,
+    /// How the payload is encoded, such as `gzip`.
+    content_encoding: Option<String>,
+    /// What kind of message it is, such as `order.created`.
+    r#type: Option<String>,
+    /// Who published it.
+    app_id: Option<String>,
     /// Names the message. Absent: the gateway makes a UUIDv7. Keep it when you publish the same message again.
     message_id: Option<String>,
     /// Ties a reply or a workflow together.
     correlation_id: Option<String>,
     /// Where an answer is wanted: a queue's name.
     reply_to: Option<String>,
-    /// Application headers: at most 64 entries, 16 KiB and 4 levels.
+    /// Application headers: at most 64 entries, 16 KiB and 4 levels. An empty list, as PHP writes an empty array, is none.
     #[serde(borrow)]
-    #[schema(value_type = Option<serde_json::Map<String, serde_json::Value>>)]
+    #[schema(schema_with = described_headers, required = false)]
     headers: Option<&'a RawValue>,
     /// 0 to 9 by convention.
     #[schema(maximum = 255)]
     priority: Option<u8>,
-    /// How long the message may wait in a queue: `90s`, `5m`; a plain number is milliseconds.
-    #[schema(example = "90s")]
-    ttl: Option<String>,
+    /// How long the message may wait in a queue: `"90s"`, `"5m"`; a number, as such or as a text, is milliseconds.
+    #[serde(borrow)]
+    #[schema(value_type = Option<Ttl>)]
+    ttl: Option<&'a RawValue>,
     /// Set: a message that no queue takes counts as confirmed.
     #[serde(default)]
     allow_unroutable: bool,
+}
+
+/// An object, an empty list, or nothing.
+fn described_headers() -> Schema {
+    let null = ObjectBuilder::new().schema_type(Type::Null);
+    let empty = ArrayBuilder::new().max_items(Some(0));
+    let fields = ObjectBuilder::new().schema_type(Type::Object);
+    OneOfBuilder::new()
+        .item(null)
+        .item(empty)
+        .item(fields)
+        .into()
+}
+
+/// A time, or milliseconds.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+enum Ttl {
+    Milliseconds(u64),
+    Text(String),
+}
+
+/// A field that is there, also when it is `null`.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(value).map(Some)
 }
 
 /// The broker has the message.
@@ -117,26 +162,27 @@ async fn publish(
 }
 
 fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
-    let request: PublishRequest = serde_json::from_slice(body).map_err(unfit)?;
-    let envelope = Envelope::read(request.message);
+    let mut request: PublishRequest = serde_json::from_slice(body).map_err(unfit)?;
+    let envelope = request.message.map(Envelope::read).unwrap_or_default();
+    let json = request.message.map(|_| "application/json".to_owned());
     let message = Message {
+        payload: payload(body, &mut request)?,
         message_id: some(request.message_id),
-        content_type: Some("application/json".to_owned()),
-        content_encoding: None,
-        kind: envelope.kind,
-        app_id: envelope.app_id,
+        content_type: some(request.content_type).or(json),
+        content_encoding: some(request.content_encoding),
+        kind: some(request.r#type).or(envelope.kind),
+        app_id: some(request.app_id).or(envelope.app_id),
         correlation_id: some(request.correlation_id),
         reply_to: some(request.reply_to),
         timestamp: envelope.timestamp,
         // 0 is AMQP's default and not sent.
         priority: request.priority.filter(|priority| *priority > 0),
-        ttl_ms: some(request.ttl).map(|ttl| ttl_ms(&ttl)).transpose()?,
+        ttl_ms: request.ttl.map(ttl_ms).transpose()?.flatten(),
         headers: request
             .headers
             .map(headers)
             .transpose()?
             .unwrap_or_default(),
-        payload: body.slice_ref(request.message.get().as_bytes()),
     };
     Ok(Outgoing {
         exchange: request.exchange,
@@ -145,6 +191,28 @@ fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
         allow_unroutable: request.allow_unroutable,
         origin,
     })
+}
+
+fn payload(body: &Bytes, request: &mut PublishRequest<'_>) -> Result<Bytes, Invalid> {
+    match (
+        request.message,
+        request.payload_text.take(),
+        request.payload_base64.take(),
+    ) {
+        (Some(json), None, None) => Ok(body.slice_ref(json.get().as_bytes())),
+        (None, Some(text), None) => Ok(text.into()),
+        (None, None, Some(text)) => match STANDARD.decode(text) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) => {
+                let problem = format!("is not base64: {error}");
+                Err(Invalid::field("payload_base64", problem))
+            }
+        },
+        _ => {
+            let problem = "one of message, payload_text and payload_base64 must be set";
+            Err(Invalid::field("body", problem))
+        }
+    }
 }
 
 fn unfit(error: serde_json::Error) -> Invalid {
@@ -162,8 +230,11 @@ fn headers(raw: &RawValue) -> Result<Table, Invalid> {
         let problem = format!("has more than {MAX_HEADERS} entries");
         return Err(Invalid::field("message.headers", problem));
     }
-    let fields: serde_json::Map<_, _> = serde_json::from_str(raw.get()).map_err(unfit)?;
-    Ok(table(fields))
+    match serde_json::from_str(raw.get()).map_err(unfit)? {
+        serde_json::Value::Object(fields) => Ok(table(fields)),
+        serde_json::Value::Array(none) if none.is_empty() => Ok(Table::new()),
+        _ => Err(Invalid::field("message.headers", "must be an object")),
+    }
 }
 
 /// Commas and opening brackets of well-formed JSON, outside of texts.
@@ -185,16 +256,22 @@ fn some(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
-fn ttl_ms(text: &str) -> Result<u32, Invalid> {
-    let ttl = match text.parse() {
-        Ok(ms) => Some(Duration::from_millis(ms)),
-        Err(_) => humantime::parse_duration(text).ok(),
+/// `None`: the text is empty.
+fn ttl_ms(raw: &RawValue) -> Result<Option<u32>, Invalid> {
+    let ttl = match serde_json::from_str(raw.get()) {
+        Ok(Ttl::Milliseconds(ms)) => Some(Duration::from_millis(ms)),
+        Ok(Ttl::Text(text)) if text.is_empty() => return Ok(None),
+        Ok(Ttl::Text(text)) => match text.parse() {
+            Ok(ms) => Some(Duration::from_millis(ms)),
+            Err(_) => humantime::parse_duration(&text).ok(),
+        },
+        Err(_) => None,
     };
-    ttl.and_then(|ttl| u32::try_from(ttl.as_nanos().div_ceil(1_000_000)).ok())
-        .ok_or_else(|| {
-            let problem = "must be milliseconds or a time such as 90s, up to 4294967295 ms";
-            Invalid::field("ttl", problem)
-        })
+    let ms = ttl.and_then(|ttl| u32::try_from(ttl.as_nanos().div_ceil(1_000_000)).ok());
+    ms.map(Some).ok_or_else(|| {
+        let problem = "must be milliseconds or a time such as 90s, up to 4294967295 ms";
+        Invalid::field("ttl", problem)
+    })
 }
 
 fn table(fields: serde_json::Map<String, serde_json::Value>) -> Table {

@@ -36,7 +36,7 @@ async fn what_is_no_publish_is_refused_and_says_what_is_wrong() {
         (b"{}", "missing field `exchange`"),
         (
             b"{\"exchange\":\"e\",\"routing_key\":\"k\"}",
-            "missing field `message`",
+            "one of message, payload_text and payload_base64",
         ),
         (b"{\"exchange\":7}", "expected a string"),
         (
@@ -87,6 +87,11 @@ async fn fields_that_are_refused_are_named_as_they_are_in_the_body() {
         (json!({"ttl": "-1s"}), "INVALID_MESSAGE", "ttl"),
         (json!({"ttl": "4294967296"}), "INVALID_MESSAGE", "ttl"),
         (json!({"ttl": "soon"}), "INVALID_MESSAGE", "ttl"),
+        (json!({"ttl": -1}), "INVALID_MESSAGE", "ttl"),
+        (json!({"ttl": [1]}), "INVALID_MESSAGE", "ttl"),
+        (json!({"headers": [1]}), "INVALID_MESSAGE", "headers"),
+        (json!({"headers": "h"}), "INVALID_MESSAGE", "headers"),
+        (json!({"payload_text": "two"}), "INVALID_MESSAGE", "body"),
         (
             json!({"headers": {"CC": ["q"]}}),
             "RESERVED_HEADER",

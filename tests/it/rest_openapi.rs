@@ -166,9 +166,10 @@ async fn requests_are_as_described() {
     object.insert("components".to_owned(), description["components"].clone());
     let validator = jsonschema::validator_for(&schema).expect("a valid schema");
     let besides = json!({"message_id": "m", "headers": {"a": [1]}, "priority": 1, "ttl": "90s",
-        "correlation_id": null, "reply_to": "q", "allow_unroutable": true});
+        "correlation_id": null, "reply_to": "q", "allow_unroutable": true, "payload_text": null});
+    let as_php = json!({"headers": [], "ttl": 5_000});
     for message in [json!(null), json!(7), json!([1]), json!({"a": {}})] {
-        for besides in [&json!({}), &besides] {
+        for besides in [&json!({}), &besides, &as_php] {
             let body = to_queue("no_such_queue", message.clone(), besides.clone());
             let body: Value = serde_json::from_str(&body).expect("JSON");
             assert!(validator.is_valid(&body), "{body}");
@@ -178,11 +179,11 @@ async fn requests_are_as_described() {
     }
     for refused in [
         json!({}),
-        json!({"exchange": "e", "routing_key": "k"}),
         json!({"exchange": 7, "routing_key": "k", "message": 1}),
         json!({"exchange": "e", "routing_key": "k", "message": 1, "extra": 1}),
         json!({"exchange": "e", "routing_key": "k", "message": 1, "priority": 256}),
-        json!({"exchange": "e", "routing_key": "k", "message": 1, "headers": []}),
+        json!({"exchange": "e", "routing_key": "k", "message": 1, "headers": [1]}),
+        json!({"exchange": "e", "routing_key": "k", "message": 1, "ttl": [1]}),
     ] {
         assert!(!validator.is_valid(&refused), "{refused}");
         let answer = publish(&gateway, refused.to_string()).await;

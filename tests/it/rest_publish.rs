@@ -9,7 +9,7 @@ use prost_types::value::Kind;
 use serde_json::json;
 
 use crate::{
-    front::{Front, On, body, on_both, seconds},
+    front::{Front, On, body, on_both, payload, seconds},
     rest::{PUBLISH, Reply, publish, refused, request, send, to_queue},
     scripted::Scripted,
 };
@@ -19,6 +19,7 @@ on_both! {
     json_arrives_byte_for_byte
     an_envelope_is_told_in_properties_too
     the_optional_fields_become_properties
+    what_is_no_json_is_published_as_text_or_bytes
     every_fate_is_told_as_over_grpc
     names_that_could_be_mistaken_for_others_are_refused
 }
@@ -144,6 +145,49 @@ async fn the_optional_fields_become_properties(on: On) {
         .await
         .ok();
     assert_eq!(only(&front, &queue).await.1.ttl, seconds(60));
+    // As PHP writes an empty array, and as it writes a number.
+    let besides = json!({"ttl": 5_000, "headers": []});
+    publish(&front, to_queue(&queue, json!(1), besides))
+        .await
+        .ok();
+    let (_, message) = only(&front, &queue).await;
+    assert_eq!((message.ttl, message.headers), (seconds(5), None));
+}
+
+async fn what_is_no_json_is_published_as_text_or_bytes(on: On) {
+    let front = on.gateway().await;
+    let queue = front.queue("work").await;
+    let sent = json!({
+        "exchange": "", "routing_key": queue, "payload_text": "order 7: \u{e9}",
+        "type": "order.created", "app_id": "shop", "content_type": "text/plain", "content_encoding": "identity",
+    });
+    publish(&front, sent.to_string()).await.ok();
+    let (delivery, message) = only(&front, &queue).await;
+    assert_eq!(body(&delivery), "order 7: \u{e9}");
+    assert_eq!(
+        (&*message.r#type, &*message.app_id),
+        ("order.created", "shop")
+    );
+    let kind = (&*message.content_type, &*message.content_encoding);
+    assert_eq!(kind, ("text/plain", "identity"));
+
+    let sent = json!({"exchange": "", "routing_key": queue, "payload_base64": "AP8="});
+    publish(&front, sent.to_string()).await.ok();
+    let (delivery, message) = only(&front, &queue).await;
+    assert_eq!(
+        (payload(&delivery), &*message.content_type),
+        (&b"\x00\xff"[..], "")
+    );
+
+    // What is given goes before what an envelope says.
+    let envelope = json!({"event": "a", "metadata": {"service": "b"}});
+    let besides = json!({"type": "c", "content_type": "application/vnd.shop+json"});
+    publish(&front, to_queue(&queue, envelope, besides))
+        .await
+        .ok();
+    let (_, message) = only(&front, &queue).await;
+    let said = (&*message.r#type, &*message.app_id, &*message.content_type);
+    assert_eq!(said, ("c", "b", "application/vnd.shop+json"));
 }
 
 async fn every_fate_is_told_as_over_grpc(on: On) {
