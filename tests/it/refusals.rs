@@ -262,7 +262,7 @@ async fn a_queue_that_another_consumes_alone_is_named() {
     );
     let _alone = alone.await.expect("nobody else consumes it");
     let mut neighbour = front.subscribe(from(&[&third])).await;
-    for _ in 0..20 {
+    for _ in 0..200 {
         let refused = Stream::open(&front, from(&[&first, &second, &third])).await;
         let status = refused.map(|_| ()).expect_err("another consumes it alone");
         assert_eq!(fault(&status).reason, "FORBIDDEN", "{status:?}");

@@ -82,8 +82,16 @@ async fn open(up: &Up, subscribe: &Subscribe) -> Result<(Channel, Vec<Consumer>)
         qos().await
     }));
     // The broker answers in order, and nothing after what it refuses.
-    for (accepted, queue) in accepted.await.into_iter().zip(&subscribe.queues) {
-        accepted.map_err(|cause| error::classify(&cause, Entity::Queue, queue))?;
+    let accepted = accepted.await.into_iter().zip(&mut consumers);
+    for ((accepted, consumer), queue) in accepted.zip(&subscribe.queues) {
+        if let Err(closed) = accepted {
+            // Should the channel have been closed before `basic.qos` was sent, only the consumer is told why.
+            let told = match Pin::new(consumer).peek().await {
+                Some(Err(why)) => error::classify(why, Entity::Queue, queue),
+                _ => error::classify(&closed, Entity::Queue, queue),
+            };
+            return Err(told);
+        }
     }
     Ok((channel, consumers))
 }

@@ -3,7 +3,7 @@
 //!
 //! `COURTIER_ENDURANCE` is how often operations are asked: 2,500, which is more than a connection has channel ids (2,047), and only
 //! some of them as often as that; above 10,000 all of them. `COURTIER_ENDURANCE_SECONDS` is how long the mixed traffic goes on (unset:
-//! some seconds). `make endurance` sets 20,000 and an hour.
+//! some seconds). `make endurance` sets 20,000 and an hour. `COURTIER_ENDURANCE_ONLY`: operations whose name contains this.
 
 mod answer;
 mod mixed;
@@ -118,7 +118,11 @@ async fn nothing_that_is_asked_however_often_wears_the_gateway_out() {
     let before = Vitals::of(&stage.gateway).await;
     println!("{:<40} {:>6} {:>8} {:>6} {:>5}{before}", "", "", "", "", "");
     let mut rows = Vec::new();
+    let only = std::env::var("COURTIER_ENDURANCE_ONLY").unwrap_or_default();
     for operation in operations::all() {
+        if !operation.name.contains(&only) {
+            continue;
+        }
         let row = repeat(&stage, &operation).await;
         println!(
             "{:<40} {:>6} {:>7.1}s {:>6} {:>5}{}",

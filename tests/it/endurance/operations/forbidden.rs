@@ -6,7 +6,10 @@ use courtier::grpc::proto::{
 };
 use tonic::Code;
 
-use super::{Cost::Channel, Operation, binding, move_messages, operation};
+use super::{
+    Cost::{Channel, Often},
+    Operation, binding, move_messages, operation,
+};
 use crate::{
     books::Consumer,
     endurance::{answer::refused, stage::timed},
@@ -54,7 +57,7 @@ pub fn all() -> Vec<Operation> {
             },
         ),
         operation(
-            Channel,
+            Often,
             "subscribe to forbidden queues",
             |client, _| async move {
                 let opened = Consumer::start(client.channel, QUEUE, 1).await;
