@@ -184,13 +184,14 @@ impl Ledger {
 
     /// Begins to settle what takes a while; its deadline no longer runs.
     pub fn begin(&mut self, tag: Tag, how: Settled) -> Option<&Delivery> {
-        self.note_progress(tag);
         let out = self.out.get_mut(&tag)?;
         out.under_way = Some(how);
         if let Some(deadline) = out.deadline.take() {
             self.deadlines.remove(&(deadline, tag));
         }
-        Some(&out.delivery)
+        let number = out.number;
+        self.note_progress(number);
+        self.delivery(tag)
     }
 
     /// What was begun failed: the delivery is out again, until `deadline`.
@@ -203,12 +204,12 @@ impl Ledger {
 
     /// The delivery is settled.
     pub fn settle(&mut self, tag: Tag, how: Settled) {
-        if how != Settled::Lapsed {
-            self.note_progress(tag);
-        }
         let Some(out) = self.out.remove(&tag) else {
             return;
         };
+        if how != Settled::Lapsed && out.under_way.is_none() {
+            self.note_progress(out.number);
+        }
         self.bytes -= out.delivery.message.payload.len();
         self.alone = self.alone.filter(|alone| *alone != tag);
         if let Some(deadline) = out.deadline {
@@ -223,18 +224,15 @@ impl Ledger {
         }
     }
 
-    /// The client says what became of a delivery.
-    fn note_progress(&mut self, tag: Tag) {
-        let Some(out) = self.out.get(&tag) else {
-            return;
-        };
-        if self.ack_deadline.is_none() || out.under_way.is_some() {
+    /// The client says what became of the delivery of this number.
+    fn note_progress(&mut self, number: Number) {
+        if self.ack_deadline.is_none() {
             return;
         }
-        self.progress.settled(out.number, Instant::now());
+        self.progress.settled(number, Instant::now());
         if self.progress.len() > 2 * self.out.len() + 16 {
-            let first = self.out.values().map(|out| out.number).min();
-            self.progress.forget_before(first.unwrap_or(self.given));
+            let out = self.out.values().map(|out| out.number);
+            self.progress.forget_all_but(out.collect());
         }
     }
 
@@ -405,5 +403,16 @@ mod tests {
             }
         }
         assert!(ledger.is_empty() && ledger.progress.len() < 100);
+    }
+
+    #[test]
+    fn beside_one_that_stays_out_the_settled_ones_are_forgotten() {
+        let mut ledger = books();
+        given(&mut ledger, 1);
+        for tag in 2..=20_000 {
+            given(&mut ledger, tag);
+            ledger.settle(tag, Settled::Ack);
+        }
+        assert!(ledger.progress.len() < 100);
     }
 }

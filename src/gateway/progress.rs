@@ -26,9 +26,7 @@ impl Progress {
 
     /// When something was settled last that was given before delivery `number`.
     pub(super) fn before(&self, number: Number) -> Option<Instant> {
-        let after = self.settles.partition_point(|(other, _)| *other < number);
-        let (_, at) = self.settles[..after].last()?;
-        Some(*at)
+        Some(self.last_before(number)?.1)
     }
 
     /// How many settles it remembers.
@@ -36,10 +34,23 @@ impl Progress {
         self.settles.len()
     }
 
-    /// Nothing given before delivery `first` will be asked about.
-    pub(super) fn forget_before(&mut self, first: Number) {
-        let useless = self.settles.partition_point(|(other, _)| *other < first);
-        self.settles.drain(..useless.saturating_sub(1));
+    /// Of what was given so far, only deliveries `out` will be asked about. What is remembered then is not more than they are, and one:
+    /// also while a delivery stays out for hours, and thousands that were given after it are settled.
+    pub(super) fn forget_all_but(&mut self, mut out: Vec<Number>) {
+        out.sort_unstable();
+        // What will be given comes after all.
+        out.push(Number::MAX);
+        let needed = out
+            .into_iter()
+            .filter_map(|number| self.last_before(number));
+        let mut needed: Vec<_> = needed.collect();
+        needed.dedup();
+        self.settles = needed;
+    }
+
+    fn last_before(&self, number: Number) -> Option<(Number, Instant)> {
+        let after = self.settles.partition_point(|(other, _)| *other < number);
+        self.settles[..after].last().copied()
     }
 }
 
@@ -55,7 +66,7 @@ mod tests {
         #[test]
         fn the_last_settle_of_something_earlier_counts(
             settles in prop::collection::vec(0..50_u64, 0..100),
-            first in 0..50_u64,
+            out in prop::collection::vec(0..50_u64, 0..20),
         ) {
             let begin = Instant::now();
             let mut progress = Progress::default();
@@ -72,8 +83,9 @@ mod tests {
             for number in 0..=50 {
                 prop_assert_eq!(progress.before(number), expected(number));
             }
-            progress.forget_before(first);
-            for number in first..=50 {
+            progress.forget_all_but(out.clone());
+            prop_assert!(progress.len() <= out.len() + 1);
+            for number in out.into_iter().chain([50]) {
                 prop_assert_eq!(progress.before(number), expected(number));
             }
         }

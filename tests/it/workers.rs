@@ -16,7 +16,8 @@ on_both! {
     whoever_settles_later_ones_first_loses_the_stuck_one
 }
 
-const DEADLINE: i64 = 1;
+/// Much longer than a busy machine may keep a worker waiting, and shorter than all the work takes.
+const DEADLINE: i64 = 3;
 
 fn with_deadline(queue: &str) -> Start {
     Start {
@@ -35,7 +36,7 @@ async fn fill(front: &Front, queue: &str, count: usize) -> Vec<String> {
 /// The first worker that anybody writes: a loop over the stream, one thread, everything by default. All that it holds takes much longer
 /// than an ack deadline.
 async fn one_delivery_after_the_other(on: On) {
-    const COUNT: usize = 60;
+    const COUNT: usize = 100;
     let front = on.gateway().await;
     let queue = front.queue("work").await;
     let texts = fill(&front, &queue, COUNT).await;
@@ -67,12 +68,12 @@ async fn one_delivery_after_the_other(on: On) {
 async fn whoever_settles_later_ones_first_loses_the_stuck_one(on: On) {
     let front = on.gateway().await;
     let queue = front.queue("work").await;
-    fill(&front, &queue, 60).await;
+    fill(&front, &queue, 100).await;
     let mut stream = front.subscribe(with_deadline(&queue)).await;
     let stuck = stream.delivery().await;
-    let mut others = stream.deliveries(59).await.into_iter();
+    let mut others = stream.deliveries(99).await.into_iter();
     let revoked = loop {
-        // The work: all of it would take three times the deadline.
+        // The work: all of it would take longer than the deadline.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let next = others.next().expect("it lapses before all others are done");
         stream.send(ack(&[&next.ack_id]));
