@@ -30,7 +30,7 @@ use crate::{
 /// Room that is made at once for a message that is announced; more only as it comes.
 const ROOM: usize = 64 * 1024;
 /// Bytes that are expanded before other tasks have a turn.
-const TURN: usize = 64 * 1024;
+const TURN: usize = 512 * 1024;
 
 /// See the module.
 pub(super) struct Requests {
