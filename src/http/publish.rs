@@ -209,7 +209,7 @@ fn payload(body: &Bytes, request: &mut PublishRequest<'_>) -> Result<Bytes, Inva
             }
         },
         _ => {
-            let problem = "one of message, payload_text and payload_base64 must be set";
+            let problem = "must have exactly one of message, payload_text and payload_base64";
             Err(Invalid::field("body", problem))
         }
     }
