@@ -230,7 +230,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "MAX_DELIVERY_FAILURES",
         "5",
-        "Consumers of one replica that may die, or let the ack deadline pass, with just the same message in their hands before it goes to <queue>.dlq; 0: any number",
+        "Consumers of one replica that may die, or let the ack deadline pass, with the same message in their hands before it goes to <queue>.dlq (a few more when it was among many); 0: any number",
     ),
     setting("MAX_SUBSCRIPTIONS", "10000", "Subscriptions at a time"),
     setting(

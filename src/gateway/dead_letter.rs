@@ -158,7 +158,7 @@ pub fn poisoned(delivery: &Delivery, queue: &str, failures: u32) -> Message {
     let error = ErrorDetail {
         kind: POISON.to_owned(),
         message: format!(
-            "{failures} times in a row a consumer vanished, or let the ack deadline pass, while it held this message and no other"
+            "{failures} times in a row a consumer vanished, or let the ack deadline pass, while it held this message; the last time it was this message alone"
         ),
         stack: String::new(),
     };

@@ -251,6 +251,12 @@ impl Ledger {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
+    /// Whether the client settled something last that it was given after this one.
+    pub fn was_overtaken(&self, tag: Tag) -> bool {
+        let out = self.out.get(&tag);
+        out.is_some_and(|out| self.progress.is_after(out.number))
+    }
+
     /// The deliveries whose deadline has come.
     pub fn overdue(&mut self, now: Instant) -> Vec<Tag> {
         let due = self.deadlines.iter().take_while(|(at, _)| *at <= now);

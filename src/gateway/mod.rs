@@ -8,13 +8,13 @@ pub mod failed;
 pub mod ledger;
 pub mod message_log;
 pub mod page;
+mod poison;
 mod progress;
 pub mod publish;
 pub mod queue_admin;
 mod records;
 mod session;
 pub mod subscribe;
-mod suspects;
 pub mod validate;
 
 use std::{sync::Arc, time::Duration};
@@ -23,8 +23,8 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    alerts::Alerts, failed::FailedMessages, message_log::MessageLog, queue_admin::QueueAdmin,
-    suspects::Suspects,
+    alerts::Alerts, failed::FailedMessages, message_log::MessageLog, poison::PoisonCounts,
+    queue_admin::QueueAdmin,
 };
 use crate::{
     broker::{Broker, topology::QueueDefaults},
@@ -57,8 +57,8 @@ pub struct Limits {
     pub max_subscriptions: usize,
     /// How long settling goes on after the gateway was told to stop.
     pub shutdown_grace: Duration,
-    /// How many consumers may die, or let the ack deadline pass, each with nothing but the same message in its hands, before
-    /// that message is moved to its dead-letter queue; 0: any number.
+    /// How many consumers may die, or let the ack deadline pass, with the same message in their hands, before that message is moved
+    /// to its dead-letter queue (a few more, while it is in company: `poison.rs`); 0: any number.
     pub max_delivery_failures: u32,
     /// How long messages wait in queues that the gateway makes.
     pub queues: QueueDefaults,
@@ -93,7 +93,7 @@ pub struct Gateway {
     /// How many that is while there is none.
     in_flight: usize,
     subscriptions: Arc<Semaphore>,
-    suspects: Arc<Suspects>,
+    poison: Arc<PoisonCounts>,
     /// Held while a missing dead-letter queue is made.
     making_queues: Arc<Mutex<()>>,
     /// Cancelled when the gateway is told to stop: streams wind up.
@@ -129,7 +129,7 @@ impl Gateway {
         let in_flight = limits.max_in_flight_bytes.min(memory.publishes);
         let admission = Semaphore::new(in_flight.min(Semaphore::MAX_PERMITS));
         let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
-        let suspects = Suspects::new(limits.max_delivery_failures);
+        let poison = PoisonCounts::new(limits.max_delivery_failures);
         Self {
             broker,
             failed,
@@ -143,7 +143,7 @@ impl Gateway {
             admission: Arc::new(admission),
             in_flight,
             subscriptions: Arc::new(subscriptions),
-            suspects: Arc::new(suspects),
+            poison: Arc::new(poison),
             making_queues: Arc::default(),
             stopping,
             tasks: TaskTracker::new(),

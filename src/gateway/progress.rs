@@ -29,6 +29,12 @@ impl Progress {
         Some(self.last_before(number)?.1)
     }
 
+    /// Whether the last settle was of something that was given after delivery `number`.
+    pub(super) fn is_after(&self, number: Number) -> bool {
+        let last = self.settles.last();
+        last.is_some_and(|(other, _)| *other > number)
+    }
+
     /// How many settles it remembers.
     pub(super) fn len(&self) -> usize {
         self.settles.len()
@@ -80,13 +86,16 @@ mod tests {
                 let earlier = all.iter().rev().find(|(other, _)| *other < number);
                 earlier.map(|(_, at)| *at)
             };
+            let is_after = |number| all.last().is_some_and(|(last, _)| *last > number);
             for number in 0..=50 {
                 prop_assert_eq!(progress.before(number), expected(number));
+                prop_assert_eq!(progress.is_after(number), is_after(number));
             }
             progress.forget_all_but(out.clone());
             prop_assert!(progress.len() <= out.len() + 1);
             for number in out.into_iter().chain([50]) {
                 prop_assert_eq!(progress.before(number), expected(number));
+                prop_assert_eq!(progress.is_after(number), is_after(number));
             }
         }
     }

@@ -92,7 +92,6 @@ async fn messages_without_a_consumer(on: On) {
     let queue = office.plain("q").await;
     let stream = office.subscribe(from(&[&queue])).await;
     stream.die();
-    // What it dies with is a suspect, and goes to the next one alone.
     eventually("nobody consumes any more", async || {
         let found = office.get(&queue).await.expect("it is there");
         found.consumer_count == Some(0)

@@ -262,10 +262,10 @@ impl Session {
             && self.ledger.bytes() < self.plan.max_bytes
     }
 
-    /// Whether the client may have this one now; the first of all fits however large it is, and whatever it is suspected of.
+    /// Whether the client may have this one now; the first of all fits however large it is, and whatever others died of it.
     fn fits(&self, taken: &Taken) -> bool {
         let size = taken.delivery.message.payload.len();
-        let joins = || self.ledger.bytes() + size <= self.plan.max_bytes && !self.isolates(taken);
+        let joins = || self.ledger.bytes() + size <= self.plan.max_bytes && !self.must_wait(taken);
         self.has_credit() && (self.ledger.is_empty() || joins())
     }
 
@@ -437,7 +437,7 @@ impl Session {
     }
 
     fn give(&mut self, taken: Taken) -> Given {
-        self.note_suspect(taken.delivery.tag, &taken);
+        self.note_failed(taken.delivery.tag, &taken);
         let delivery = taken.delivery;
         let queue = self.plan.queues.get(delivery.queue).cloned();
         let delivery = Arc::new(delivery);

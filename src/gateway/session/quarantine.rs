@@ -1,6 +1,6 @@
-//! Suspects in one session (what they are: [`suspects`](crate::gateway::suspects)). Each travels alone: it waits until all others
-//! are settled, and nothing else goes out until it is settled too. One that was accused often enough is not given out any more,
-//! but moved to its dead-letter queue.
+//! Messages that consumers may have died of, in one session (how they are counted: [`poison`](crate::gateway::poison)). Of suspects
+//! only so many are out at a time as their counts allow; the last one waits until all others are settled, and nothing else goes out until
+//! it is settled too. One that is poison is not given out any more, but moved to its dead-letter queue.
 //!
 //! A consumer is taken to be dead when it is gone without a half-close, and when it lets a delivery lapse. A lapse alone may also
 //! mean something else:
@@ -8,7 +8,10 @@
 //! - The client waits for company: it acks every hundred. So after a suspect lapsed alone, or others did while one waited for
 //!   its turn, suspects travel among the others until the client settles something. Nor does one wait longer for its turn than
 //!   an ack deadline, as others may be worked on for as long as the client extends theirs.
-//! - The client itself hangs. So a session accuses one message for lapsing, and no second one before the client settled something.
+//! - The client itself hangs. So until the client settles something, a session counts the lapses of one message that was alone, and
+//!   one lapse of several together.
+//!
+//! A client that goes on settling what it was given later does not hang: what lapses then failed by itself, whatever else is out.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,8 +30,8 @@ use crate::{
         dead_letter::{self, NotStored},
         ledger::Settled,
         message_log,
+        poison::{Failures, Key},
         subscribe::{Event, Parcel},
-        suspects::Key,
     },
 };
 
@@ -38,8 +41,16 @@ const REST: Duration = Duration::from_secs(5);
 /// A delivery on its way to the client.
 pub(super) struct Taken {
     pub(super) delivery: Parcel,
-    pub(super) suspect: Option<Key>,
+    pub(super) failed: Option<Failed>,
     since: Instant,
+}
+
+/// A message that was with a consumer that died.
+#[derive(Clone, Copy)]
+pub(super) struct Failed {
+    key: Key,
+    /// How many such may be out together, itself included. `None`: any number.
+    together: Option<usize>,
 }
 
 /// Whether the copy of one that is not given out is stored.
@@ -48,14 +59,16 @@ pub(super) type Moved = (Tag, Key, Result<(), NotStored>);
 /// See the [module](self).
 #[derive(Default)]
 pub(super) struct Quarantine {
-    /// Suspects that the client has.
-    out: HashMap<Tag, Key>,
+    /// Those that the client has.
+    out: HashMap<Tag, Failed>,
     /// The last one that was given out to travel alone.
     isolated: Option<Tag>,
     /// Suspects may have company.
     relaxed: bool,
     /// The message that this client let lapse alone, having settled nothing since.
-    accused: Option<Key>,
+    lapsed_alone: Option<Key>,
+    /// This client let several lapse together, having settled nothing since.
+    lapsed_together: bool,
     /// Not given out: their copies are being stored.
     pub(super) moving: FuturesUnordered<BoxFuture<'static, Moved>>,
     /// Not given out, and not stored.
@@ -63,17 +76,20 @@ pub(super) struct Quarantine {
 }
 
 impl Session {
-    /// Looks whether a delivery is a suspect. `None`: it is not to be given out, and is being moved.
+    /// Looks how a delivery fared before. `None`: it is not to be given out, and is being moved.
     pub(super) fn examine(&mut self, delivery: Parcel) -> Option<Taken> {
-        let suspects = &self.gateway.suspects;
-        let found = suspects.find(self.queue_of(&delivery), &delivery);
+        let counts = &self.gateway.poison;
+        let found = counts.find(self.queue_of(&delivery), &delivery);
         match found {
-            Some((key, accusations)) if suspects.convict(accusations) => {
-                self.begin_move(&delivery, key, accusations);
+            Some((key, failures)) if counts.is_poison(failures) => {
+                self.begin_move(&delivery, key, failures);
                 None
             }
             found => Some(Taken {
-                suspect: found.map(|(key, _)| key),
+                failed: found.map(|(key, failures)| Failed {
+                    key,
+                    together: failures.together(),
+                }),
                 delivery,
                 since: Instant::now(),
             }),
@@ -85,16 +101,16 @@ impl Session {
         queue.map_or("", String::as_str)
     }
 
-    fn begin_move(&mut self, delivery: &Delivery, key: Key, accusations: u32) {
+    fn begin_move(&mut self, delivery: &Delivery, key: Key, failures: Failures) {
         let queue = self.queue_of(delivery).to_owned();
         let message_id = delivery.message.message_id.as_deref();
         tracing::warn!(
             queue,
             message_id,
-            accusations,
+            failures = failures.count(),
             "its consumers die with it: moved to the dead-letter queue"
         );
-        let copy = dead_letter::poisoned(delivery, &queue, accusations);
+        let copy = dead_letter::poisoned(delivery, &queue, failures.count());
         let (gateway, tag) = (self.gateway.clone(), delivery.tag);
         let moved = async move { (tag, key, gateway.dead_letter(queue, copy).await) };
         self.quarantine.moving.push(moved.boxed());
@@ -105,7 +121,7 @@ impl Session {
             Ok(()) => {
                 let acked = self.subscription.ack(&[tag]).await;
                 acked.map_err(|ended| self.over(ended))?;
-                self.gateway.suspects.clear(key);
+                self.gateway.poison.clear(key);
             }
             Err(error) => {
                 tracing::warn!(%error, "a message whose consumers die with it stays in its queue");
@@ -133,15 +149,31 @@ impl Session {
         }
     }
 
-    /// Whether this one must wait until nothing else is out.
-    pub(super) fn isolates(&self, taken: &Taken) -> bool {
-        // With auto_ack a delivery is settled before the client can die of it.
-        taken.suspect.is_some() && !self.quarantine.relaxed && !self.plan.auto_ack
+    /// Whether this one must wait until others are settled.
+    pub(super) fn must_wait(&self, taken: &Taken) -> bool {
+        match self.together(taken) {
+            None => false,
+            Some(1) => !self.ledger.is_empty(),
+            Some(many) => {
+                let out = self.quarantine.out.values();
+                let fewest = out.filter_map(|failed| failed.together);
+                let (fewest, out) =
+                    fewest.fold((many, 0), |(fewest, out), one| (fewest.min(one), out + 1));
+                out >= fewest
+            }
+        }
     }
 
-    /// When a suspect has waited long enough to be alone.
+    /// How many suspects may be out with this one.
+    fn together(&self, taken: &Taken) -> Option<usize> {
+        // With auto_ack a delivery is settled before the client can die of it.
+        let free = self.quarantine.relaxed || self.plan.auto_ack;
+        taken.failed.filter(|_| !free)?.together
+    }
+
+    /// When a suspect has waited long enough for its turn.
     pub(super) fn waits_until(&self) -> Option<Instant> {
-        let held = self.held.as_ref().filter(|held| self.isolates(held))?;
+        let held = self.held.as_ref().filter(|held| self.must_wait(held))?;
         (self.takes_more() && !self.is_isolating()).then(|| held.since + self.plan.ack_deadline)
     }
 
@@ -157,11 +189,11 @@ impl Session {
         isolated.is_some() && isolated == self.ledger.alone()
     }
 
-    /// A suspect goes out.
-    pub(super) fn note_suspect(&mut self, tag: Tag, taken: &Taken) {
-        if let Some(key) = taken.suspect {
-            self.quarantine.out.insert(tag, key);
-            if self.isolates(taken) {
+    /// It goes out.
+    pub(super) fn note_failed(&mut self, tag: Tag, taken: &Taken) {
+        if let Some(failed) = taken.failed {
+            self.quarantine.out.insert(tag, failed);
+            if self.together(taken) == Some(1) {
                 self.quarantine.isolated = Some(tag);
             }
         }
@@ -179,26 +211,16 @@ impl Session {
         }
         self.ledger.settle(tag, how);
         self.quarantine.relaxed = false;
-        self.quarantine.accused = None;
-        if let Some(key) = self.quarantine.out.remove(&tag) {
-            self.gateway.suspects.clear(key);
+        self.quarantine.lapsed_alone = None;
+        self.quarantine.lapsed_together = false;
+        if let Some(failed) = self.quarantine.out.remove(&tag) {
+            self.gateway.poison.clear(failed.key);
         }
     }
 
     /// Books deliveries whose deadline came.
     pub(super) fn lapsed(&mut self, overdue: &[Tag]) {
-        let alone = self.ledger.alone();
-        let waiting = self.held.as_ref().is_some_and(|held| self.isolates(held));
-        for (tag, key) in self.suspected(overdue.iter().copied()) {
-            if alone == Some(tag) {
-                self.quarantine.relaxed = true;
-                if self.quarantine.accused.is_none_or(|accused| accused == key) {
-                    self.quarantine.accused = Some(key);
-                    self.gateway.suspects.accuse(key);
-                }
-            }
-        }
-        self.quarantine.relaxed |= waiting;
+        self.count_lapses(overdue);
         let now = message_log::now();
         for tag in overdue {
             self.log_settled(*tag, Settled::Lapsed, now);
@@ -207,25 +229,48 @@ impl Session {
         }
     }
 
+    fn count_lapses(&mut self, overdue: &[Tag]) {
+        let waiting = self.held.as_ref().is_some_and(|held| self.must_wait(held));
+        let counts = &self.gateway.poison;
+        let (overtaken, mut others): (Vec<_>, Vec<_>) = self
+            .with_keys(overdue.iter().copied())
+            .into_iter()
+            .partition(|(tag, _)| self.ledger.was_overtaken(*tag));
+        for (_, key) in overtaken {
+            counts.record_certain(key);
+        }
+        let alone = self.ledger.alone();
+        if let Some((_, key)) = others.pop_if(|(tag, _)| alone == Some(*tag)) {
+            self.quarantine.relaxed = true;
+            if *self.quarantine.lapsed_alone.get_or_insert(key) == key {
+                counts.record_certain(key);
+            }
+        }
+        if !others.is_empty() && !std::mem::replace(&mut self.quarantine.lapsed_together, true) {
+            counts.record_company(&keys(&others));
+        }
+        self.quarantine.relaxed |= waiting;
+    }
+
     /// The client is gone, and never said that it would go.
     pub(super) fn vanished(&mut self) {
         // With auto_ack what is not settled was never taken; a client that was told to go may do so.
         if self.plan.auto_ack || self.last_word || self.phase != Phase::Running {
             return;
         }
-        let alone = self.ledger.alone();
-        let unsettled: Vec<Tag> = self.ledger.unsettled().collect();
-        for (tag, key) in self.suspected(unsettled) {
-            if alone == Some(tag) {
-                self.gateway.suspects.accuse(key);
+        let held = self.with_keys(self.ledger.unsettled());
+        match *held {
+            [(tag, key)] if self.ledger.alone() == Some(tag) => {
+                self.gateway.poison.record_certain(key);
             }
+            _ => self.gateway.poison.record_company(&keys(&held)),
         }
     }
 
-    /// Puts those of `tags` under suspicion that the client has, as far as the gateway can tell.
-    fn suspected(&self, tags: impl IntoIterator<Item = Tag>) -> Vec<(Tag, Key)> {
-        let suspects = &self.gateway.suspects;
-        if !suspects.are_sought() {
+    /// Those of `tags` that the client has, as far as the gateway can tell, with their keys.
+    fn with_keys(&self, tags: impl IntoIterator<Item = Tag>) -> Vec<(Tag, Key)> {
+        let counts = &self.gateway.poison;
+        if !counts.is_on() {
             return Vec::new();
         }
         let unsent: HashSet<Tag> = self
@@ -237,18 +282,19 @@ impl Session {
             })
             .flatten()
             .collect();
-        let mut suspected = Vec::new();
-        for tag in tags.into_iter().filter(|tag| !unsent.contains(tag)) {
-            let known = self.quarantine.out.get(&tag).copied();
+        let sent = tags.into_iter().filter(|tag| !unsent.contains(tag));
+        let with_key = |tag| {
+            let known = self.quarantine.out.get(&tag).map(|failed| failed.key);
             let key = known.or_else(|| {
                 let delivery = self.ledger.delivery(tag)?;
-                Some(suspects.key(self.queue_of(delivery), delivery))
+                Some(counts.key(self.queue_of(delivery), delivery))
             });
-            if let Some(key) = key {
-                suspects.suspect(key);
-                suspected.push((tag, key));
-            }
-        }
-        suspected
+            Some((tag, key?))
+        };
+        sent.filter_map(with_key).collect()
     }
+}
+
+fn keys(of: &[(Tag, Key)]) -> Vec<Key> {
+    of.iter().map(|(_, key)| *key).collect()
 }
