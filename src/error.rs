@@ -48,6 +48,7 @@ pub enum Reason {
     ExchangeNotFound,
     QueueNotFound,
     QueueDeleted,
+    ConsumerTimeout,
     QueueLocked,
     TooManySubscriptions,
     Forbidden,
@@ -343,6 +344,11 @@ impl Failure {
                 Code::NotFound,
                 Reason::QueueDeleted,
                 format!("queue {queue:?} was deleted"),
+            ),
+            End::ConsumerTimeout => Self::new(
+                Code::FailedPrecondition,
+                Reason::ConsumerTimeout,
+                "a delivery was unsettled for longer than RabbitMQ's consumer_timeout (30 min by default), which extending its deadline does not change; what was unsettled returns to its queue. Subscribe again, with a smaller max_outstanding if deliveries wait for their turn; for longer work raise consumer_timeout in rabbitmq.conf",
             ),
             End::BrokerDown => Self::broker_down(
                 "the link to the broker broke; what was unsettled returns to its queue: subscribe again",

@@ -274,6 +274,8 @@ pub struct Delivery {
 pub enum Ended {
     /// The queue of this index was deleted.
     QueueDeleted(usize),
+    /// A delivery was unsettled for longer than the broker allows; all that was unsettled returns to its queue.
+    ConsumerTimeout,
     /// The link or channel broke; unsettled deliveries return to their queues.
     BrokerDown,
 }

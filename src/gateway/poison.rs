@@ -6,7 +6,8 @@
 //! - One death says nothing: a machine was switched off. What was in the hands of [`SEVERAL`] consumers that died is a suspect,
 //!   and suspects are narrowed down: after each further death only a quarter as many as were together are given out together again
 //!   (`session/quarantine.rs`), until one is alone. Others go out beside them as before.
-//! - What a consumer had alone, or let lapse while it settled what it was given later, failed *certainly*.
+//! - What a consumer had alone, or let lapse while it settled what it was given later, or kept for longer than the broker allows, failed
+//!   *certainly*.
 //! - A message is poison when it failed so often as the limit says. Of its failures in company no more count than made it a suspect,
 //!   and one certain failure alone is never enough, unless the limit is 1.
 //!
@@ -47,6 +48,8 @@ pub struct Failures {
     certain: u32,
     /// It was this one, or another that was in the same hands.
     in_company: u32,
+    /// Of the certain ones: it was unsettled for longer than the broker allows.
+    timeouts: u32,
     /// How many suspects may be given out together, if this is one of them.
     together: Option<usize>,
 }
@@ -56,9 +59,19 @@ impl Failures {
         self.certain.saturating_add(self.in_company)
     }
 
+    /// How often it was unsettled for longer than the broker allows.
+    pub fn timeouts(self) -> u32 {
+        self.timeouts
+    }
+
     /// How many suspects may be given out together with this one, itself included. `None`: it is no suspect.
     pub fn together(self) -> Option<usize> {
         self.together
+    }
+
+    fn add_certain(&mut self) {
+        self.certain = self.certain.saturating_add(1);
+        self.together = self.is_suspect().then_some(1);
     }
 
     fn is_suspect(self) -> bool {
@@ -135,9 +148,14 @@ impl PoisonCounts {
 
     /// A consumer died of just this one.
     pub fn record_certain(&self, key: Key) {
+        self.change(key, Failures::add_certain);
+    }
+
+    /// A consumer kept it for longer than the broker allows.
+    pub fn record_timeout(&self, key: Key) {
         self.change(key, |failures| {
-            failures.certain = failures.certain.saturating_add(1);
-            failures.together = failures.is_suspect().then_some(1);
+            failures.add_certain();
+            failures.timeouts = failures.timeouts.saturating_add(1);
         });
     }
 

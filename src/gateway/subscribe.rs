@@ -145,6 +145,8 @@ pub struct Given {
     pub ack_id: String,
     pub delivery: Arc<Parcel>,
     pub queue: String,
+    /// By the retry schedule, and how often the broker took it back because it was unsettled for too long.
+    pub attempt: u32,
     /// From now; `None` with `auto_ack`.
     pub ack_deadline: Option<Duration>,
 }
@@ -156,6 +158,8 @@ pub enum End {
     Done,
     Invalid(Invalid),
     QueueDeleted(String),
+    /// A delivery was unsettled for longer than the broker allows.
+    ConsumerTimeout,
     BrokerDown,
     /// What the broker sent does not fit into the memory, and cannot be asked for again.
     Overloaded,

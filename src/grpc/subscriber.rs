@@ -238,7 +238,6 @@ fn write(event: Event) -> Option<Result<SubscribeResponse, Status>> {
 
 fn write_delivery(given: Given) -> Delivery {
     let delivery = given.delivery;
-    let attempt = dead_letter::attempt(&delivery.message);
     let failed_id = dead_letter::failed_id(&delivery.message);
     let origin = dead_letter::origin(&delivery);
     Delivery {
@@ -246,7 +245,7 @@ fn write_delivery(given: Given) -> Delivery {
         queue: given.queue,
         exchange: origin.exchange.to_owned(),
         routing_key: origin.routing_key.to_owned(),
-        attempt,
+        attempt: given.attempt,
         redelivered: delivery.redelivered,
         ack_deadline_time: given
             .ack_deadline

@@ -12,10 +12,11 @@ use tonic::{Code, Status};
 
 use crate::{
     front::{
-        On, Stream, ack, bodies, body, fault, from, nack, on_both, refusal, refused, seconds,
-        timely,
+        Front, On, Stream, ack, bodies, body, fault, from, nack, on_both, refusal, refused,
+        seconds, timely,
     },
-    harness::PATIENCE,
+    harness::{PATIENCE, Setup, connect_to},
+    instance::Instance,
 };
 
 on_both! {
@@ -100,10 +101,9 @@ async fn a_client_that_disconnects_returns_everything(on: On) {
     assert_eq!(bodies(&gone.deliveries(2).await), ["1", "2"]);
     let mut next = front.subscribe(from(&[&queue])).await;
     gone.die();
-    for expected in ["1", "2"] {
-        // One by one: it may have died of either.
-        let returned = next.delivery().await;
-        assert_eq!(body(&returned), expected);
+    let returned = next.deliveries(2).await;
+    assert_eq!(bodies(&returned), ["1", "2"]);
+    for returned in returned {
         assert!(returned.redelivered && returned.attempt == 1);
         assert_eq!(next.ack(&[&returned.ack_id]).await, [SettleResult::Ok]);
     }
@@ -266,4 +266,33 @@ async fn half_close_during_a_stop_ends_the_stream_at_once(on: On) {
     stream.half_close();
     stream.end().await.expect("as the client wished");
     front.stopped().await.expect("a graceful stop");
+}
+
+/// RabbitMQ before 4.3; the newer one cancels the consumer of a quorum queue, after a minute at the earliest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "starts a broker of its own: run make test"]
+async fn a_delivery_kept_for_longer_than_the_broker_allows_ends_the_stream_and_counts() {
+    let instance = Instance::start_with(|_| "consumer_timeout = 1000\n".to_owned()).await;
+    // How often it looks; a minute otherwise.
+    let often = "ok = application:set_env(rabbit, channel_tick_interval, 500).";
+    instance.ctl(&["eval", often]).await;
+    let broker = connect_to(&instance.url);
+    assert!(broker.connected(PATIENCE).await);
+    let front = Front::of(broker, None, Setup::without_database).await;
+    let queue = front.queue("work").await;
+    let dead_letters = front.queue("work.dlq").await;
+    front.fill(&queue, &["long", "next"]).await;
+    for attempt in 1..=5 {
+        let mut stream = front.subscribe(from(&[&queue])).await;
+        let held = stream.deliveries(if attempt <= 3 { 2 } else { 1 }).await;
+        assert_eq!((&*body(&held[0]), held[0].attempt), ("long", attempt));
+        let extended = stream.extend(&[&held[0].ack_id], seconds(60)).await;
+        assert_eq!(extended, [SettleResult::Ok]);
+        let ended = stream.end().await;
+        let code = Code::FailedPrecondition;
+        assert_eq!(refusal(ended), refused(code, "CONSUMER_TIMEOUT"));
+    }
+    let mut stream = front.subscribe(from(&[&queue])).await;
+    assert_eq!(body(&stream.delivery().await), "next");
+    assert_eq!(front.drain_bodies(&dead_letters).await, ["long"]);
 }

@@ -140,7 +140,7 @@ impl Running {
                 Some(Ok(received)) => Some(Ok(self.take(queue, received))),
                 Some(Err(cause)) => {
                     debug!(%cause, "subscription lost");
-                    Some(Err(Ended::BrokerDown))
+                    Some(Err(error::ended(&cause)))
                 }
                 None => {
                     let name = self.queues.get(queue).cloned().unwrap_or_default();
@@ -166,10 +166,30 @@ impl Running {
         for (tag, multiple) in frames.chain(singles.into_iter().map(|tag| (tag, false))) {
             let sent = timeout(STEP_TIMEOUT, send(self.channel.clone(), tag, multiple)).await;
             if !matches!(sent, Ok(Ok(()))) || !self.channel.status().connected() {
-                return Err(Ended::BrokerDown);
+                return Err(self.why_closed().await);
             }
         }
         Ok(())
+    }
+
+    /// Why the channel is closed. The consumers are told, behind what they were sent before.
+    async fn why_closed(&mut self) -> Ended {
+        let told = async {
+            for consumer in &mut self.consumers {
+                while let Some(received) = consumer.next().await {
+                    if let Err(cause) = received {
+                        return error::ended(&cause);
+                    }
+                }
+            }
+            Ended::BrokerDown
+        };
+        match self.channel.status().connected() {
+            true => Ended::BrokerDown,
+            false => timeout(STEP_TIMEOUT, told)
+                .await
+                .unwrap_or(Ended::BrokerDown),
+        }
     }
 }
 

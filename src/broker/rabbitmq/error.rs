@@ -5,7 +5,7 @@ use lapin::{
     protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
 };
 
-use crate::broker::{Entity, Error, Refusal};
+use crate::broker::{Ended, Entity, Error, Refusal};
 
 /// The meaning of an error that came while `what` named `name` was asked for.
 pub(super) fn classify(error: &lapin::Error, what: Entity, name: &str) -> Error {
@@ -36,6 +36,16 @@ fn is_passing(kind: &AMQPErrorKind) -> bool {
         kind,
         AMQPErrorKind::Hard(CONNECTIONFORCED | INTERNALERROR | RESOURCEERROR)
     )
+}
+
+/// Why a subscription is over whose channel ended.
+pub(super) fn ended(error: &lapin::Error) -> Ended {
+    match soft(error) {
+        // The other thing that RabbitMQ says with this code on a channel that only consumes is that it knows no such delivery tag. Ours
+        // are those that it gave (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
+        Some(AMQPSoftError::PRECONDITIONFAILED) => Ended::ConsumerTimeout,
+        _ => Ended::BrokerDown,
+    }
 }
 
 /// For steps that fail only with the link.

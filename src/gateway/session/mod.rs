@@ -438,6 +438,7 @@ impl Session {
 
     fn give(&mut self, taken: Taken) -> Given {
         self.note_failed(taken.delivery.tag, &taken);
+        let attempt = taken.attempt();
         let delivery = taken.delivery;
         let queue = self.plan.queues.get(delivery.queue).cloned();
         let delivery = Arc::new(delivery);
@@ -447,6 +448,7 @@ impl Session {
             ack_id,
             delivery,
             queue: queue.unwrap_or_default(),
+            attempt,
             ack_deadline: self.plan.deadline(),
         }
     }
@@ -492,6 +494,7 @@ impl Session {
     fn over(&self, ended: Ended) -> Over {
         Over::End(match ended {
             Ended::BrokerDown => End::BrokerDown,
+            Ended::ConsumerTimeout => End::ConsumerTimeout,
             Ended::QueueDeleted(index) => {
                 let queue = self.plan.queues.get(index).cloned();
                 End::QueueDeleted(queue.unwrap_or_default())
@@ -501,6 +504,9 @@ impl Session {
 
     /// Returns what is unsettled to its queue, and then tells the client how it ended.
     async fn close(mut self, over: Over) {
+        if matches!(over, Over::End(End::ConsumerTimeout)) {
+            self.timed_out();
+        }
         // A copy that is stored while its original returns would be a duplicate; the copies under way are worth waiting for.
         while let Some(copy) = self.copies.next().await {
             if copy.stored.is_err() {
@@ -514,6 +520,7 @@ impl Session {
         self.finish_moves().await;
         self.subscription.close().await;
         let Over::End(end) = over else { return };
+
         let last = async {
             for event in self.outbox {
                 self.events.send(event).await?;

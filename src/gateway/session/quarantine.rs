@@ -45,10 +45,20 @@ pub(super) struct Taken {
     since: Instant,
 }
 
+impl Taken {
+    /// Which attempt it is.
+    pub(super) fn attempt(&self) -> u32 {
+        let timeouts = self.failed.map_or(0, |failed| failed.timeouts);
+        dead_letter::attempt(&self.delivery.message).saturating_add(timeouts)
+    }
+}
+
 /// A message that was with a consumer that died.
 #[derive(Clone, Copy)]
 pub(super) struct Failed {
     key: Key,
+    /// How often it was unsettled for longer than the broker allows.
+    timeouts: u32,
     /// How many such may be out together, itself included. `None`: any number.
     together: Option<usize>,
 }
@@ -88,6 +98,7 @@ impl Session {
             found => Some(Taken {
                 failed: found.map(|(key, failures)| Failed {
                     key,
+                    timeouts: failures.timeouts(),
                     together: failures.together(),
                 }),
                 delivery,
@@ -250,6 +261,14 @@ impl Session {
             counts.record_company(&keys(&others));
         }
         self.quarantine.relaxed |= waiting;
+    }
+
+    /// The broker ended the subscription because a delivery was unsettled for too long: it was the oldest.
+    pub(super) fn timed_out(&self) {
+        let oldest = self.ledger.unsettled().min();
+        for (_, key) in self.with_keys(oldest) {
+            self.gateway.poison.record_timeout(key);
+        }
     }
 
     /// The client is gone, and never said that it would go.

@@ -44,6 +44,8 @@ pub(super) struct Traffic {
 
 impl Traffic {
     pub fn fault(&self, what: &str, fault: impl std::fmt::Display) {
+        // At once: a test that waits in vain afterwards would not tell it.
+        println!("wrong: {what}: {fault}");
         lock(&self.faults).push(format!("{what}: {fault}"));
     }
 
