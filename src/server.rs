@@ -290,7 +290,7 @@ pub async fn run(
             unread::watch(request, &unread_until)
         }))
         .layer(MapRequestLayer::new(move |request| counter.count(request)))
-        .add_routes(routes.prepare())
+        .add_routes(rest::rpc::explained(routes).prepare())
         .serve_with_incoming_shutdown(connections, ended.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving);
 

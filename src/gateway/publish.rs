@@ -44,6 +44,15 @@ pub struct Published {
 /// Messages of one batch.
 pub const MAX_BATCH: usize = 1_000;
 
+/// Refuses a batch of no messages, or of too many.
+pub fn check_batch(count: usize) -> Result<(), Invalid> {
+    if (1..=MAX_BATCH).contains(&count) {
+        return Ok(());
+    }
+    let problem = format!("must hold 1 to {MAX_BATCH} messages, not {count}");
+    Err(Invalid::field("messages", problem))
+}
+
 /// The fate of a publish, or why it was refused before it could have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -173,6 +182,32 @@ impl Gateway {
     pub fn refuse(&self, refused: Published) -> Published {
         self.note_refused(&refused.outcome, Instant::now());
         refused
+    }
+
+    /// Publishes many, handed over in their order; the fate of each, in the same order. An error is a message that could not be read.
+    pub async fn publish_batch(
+        &self,
+        batch: impl Iterator<Item = Result<Outgoing, Published>>,
+        deadline: Instant,
+    ) -> Vec<Published> {
+        let mut publishes = self.publishes();
+        let mut fates = Vec::new();
+        for (message, sequence) in batch.zip(0..) {
+            fates.push(match message {
+                Ok(outgoing) => publishes.submit(sequence, outgoing, deadline).await,
+                Err(refused) => Some(publishes.refuse(refused)),
+            });
+        }
+        while publishes.pending() > 0 {
+            for (sequence, published) in publishes.results(MAX_BATCH).await {
+                let place = usize::try_from(sequence).ok();
+                if let Some(fate) = place.and_then(|place| fates.get_mut(place)) {
+                    *fate = Some(published);
+                }
+            }
+        }
+        // Nothing is pending: each has its fate.
+        fates.into_iter().flatten().collect()
     }
 
     /// Publishes that share a lane, and their results as they come.

@@ -36,8 +36,9 @@ const STREAMS: [&str; 4] = [
 ];
 /// The calls whose failures name an outcome.
 const PUBLISHES: [&str; 2] = ["/courtier.v1.Publisher/Publish", BATCH];
-/// The call that has a limit of its own.
 const BATCH: &str = "/courtier.v1.Publisher/PublishBatch";
+/// Those that have a limit of their own: the call, and its twin over plain HTTP.
+const BATCHES: [&str; 2] = [BATCH, "/api/messages/publish/batch"];
 
 /// Counts what comes of requests. See the [module](self).
 #[derive(Clone, Debug)]
@@ -68,7 +69,7 @@ impl Counter {
         let path = request.uri().path();
         let publishes = PUBLISHES.contains(&path);
         let is_stream = STREAMS.contains(&path) && is_framed(&request);
-        let largest = if path == BATCH {
+        let largest = if BATCHES.contains(&path) {
             self.largest_batch
         } else {
             self.largest

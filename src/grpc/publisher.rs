@@ -21,7 +21,7 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway,
-        publish::{MAX_BATCH, Outcome, Outgoing, Published, Publishes},
+        publish::{Outcome, Outgoing, Published, Publishes, check_batch},
         validate::Invalid,
     },
     timer::until,
@@ -60,11 +60,8 @@ impl Publisher for Service {
     ) -> Result<Response<PublishResponse>, Status> {
         let deadline = self.deadline(&request);
         let origin = origin(&request);
-        let published = match convert::outgoing(request.into_inner()) {
-            Ok(outgoing) => {
-                let outgoing = Outgoing { origin, ..outgoing };
-                self.gateway.publish(outgoing, deadline).await
-            }
+        let published = match outgoing(Some(request.into_inner()), &origin) {
+            Ok(outgoing) => self.gateway.publish(outgoing, deadline).await,
             Err(refused) => self.gateway.refuse(refused),
         };
         let publish_id = convert::publish_id(&published);
@@ -85,34 +82,13 @@ impl Publisher for Service {
         let deadline = self.deadline(&request);
         let origin = origin(&request);
         let messages = request.into_inner().messages;
-        let count = messages.len();
-        if count == 0 || count > MAX_BATCH {
-            let problem = format!("must hold 1 to {MAX_BATCH} messages, not {count}");
-            return Err(Failure::invalid_publish(Invalid::field("messages", problem)).into());
-        }
-        let mut results = vec![PublishResult::default(); count];
-        let mut put = |(sequence, published): (u64, Published)| {
-            if let Some(place) = usize::try_from(sequence)
-                .ok()
-                .and_then(|i| results.get_mut(i))
-            {
-                *place = result(sequence, published);
-            }
-        };
-        let mut publishes = self.gateway.publishes();
-        for (message, sequence) in messages.into_iter().zip(0..) {
-            let at_once = submit(&mut publishes, sequence, Some(message), &origin, deadline).await;
-            at_once
-                .into_iter()
-                .for_each(|published| put((sequence, published)));
-        }
-        while publishes.pending() > 0 {
-            publishes
-                .results(count)
-                .await
-                .into_iter()
-                .for_each(&mut put);
-        }
+        check_batch(messages.len()).map_err(Failure::invalid_publish)?;
+        let batch = messages.into_iter();
+        let batch = batch.map(|message| outgoing(Some(message), &origin));
+        let fates = self.gateway.publish_batch(batch, deadline).await;
+        let results = fates.into_iter().zip(0..);
+        let results = results.map(|(published, sequence)| result(sequence, published));
+        let results = results.collect();
         Ok(Response::new(PublishBatchResponse { results }))
     }
 
@@ -228,8 +204,10 @@ impl PublishRun {
             let refused = self.publishes.refuse(Published::refused(None, invalid));
             return Some((sequence, refused));
         }
-        let (publishes, origin) = (&mut self.publishes, &self.origin);
-        let at_once = submit(publishes, sequence, request.publish, origin, deadline).await;
+        let at_once = match outgoing(request.publish, &self.origin) {
+            Ok(outgoing) => self.publishes.submit(sequence, outgoing, deadline).await,
+            Err(refused) => Some(self.publishes.refuse(refused)),
+        };
         at_once.map(|published| (sequence, published))
     }
 }
@@ -239,25 +217,18 @@ fn origin<T>(request: &Request<T>) -> Option<Origin> {
     Origin::of_call(request.metadata().as_ref())
 }
 
-async fn submit(
-    publishes: &mut Publishes,
-    sequence: u64,
+/// A request as the gateway takes it. The error is its fate already.
+fn outgoing(
     request: Option<PublishRequest>,
     origin: &Option<Origin>,
-    deadline: Instant,
-) -> Option<Published> {
+) -> Result<Outgoing, Published> {
     let Some(request) = request else {
         let missing = Invalid::field("publish", "must be set");
-        return Some(publishes.refuse(Published::refused(None, missing)));
+        return Err(Published::refused(None, missing));
     };
-    match convert::outgoing(request) {
-        Ok(outgoing) => {
-            let origin = origin.clone();
-            let outgoing = Outgoing { origin, ..outgoing };
-            publishes.submit(sequence, outgoing, deadline).await
-        }
-        Err(refused) => Some(publishes.refuse(refused)),
-    }
+    let outgoing = convert::outgoing(request)?;
+    let origin = origin.clone();
+    Ok(Outgoing { origin, ..outgoing })
 }
 
 fn result(sequence: u64, published: Published) -> PublishResult {

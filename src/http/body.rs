@@ -13,8 +13,12 @@ use bytes::Bytes;
 use super::error::Error;
 use crate::error::{Failure, Interrupted};
 
-/// The bytes of a JSON body; at most `limit`, which the route's `DefaultBodyLimit` must be too.
-pub(super) async fn json(request: Request, limit: usize) -> Result<Bytes, Error> {
+/// The bytes of a publish's JSON body; at most `limit`, which the route's `DefaultBodyLimit` must be too; what is answered to a larger one.
+pub(super) async fn json(
+    request: Request,
+    limit: usize,
+    too_large: fn(usize) -> Error,
+) -> Result<Bytes, Error> {
     if !is_json(request.headers()) {
         // Also what keeps forms of web pages out.
         return Err(Error::media_type(
@@ -25,12 +29,12 @@ pub(super) async fn json(request: Request, limit: usize) -> Result<Bytes, Error>
     let announced = request.headers().get(CONTENT_LENGTH);
     let announced: Option<usize> = announced.and_then(|length| length.to_str().ok()?.parse().ok());
     if announced.is_some_and(|size| size > limit) {
-        return Err(Error::too_large(limit));
+        return Err(too_large(limit));
     }
     let body = request.extract::<Bytes, _>().await;
     body.map_err(|rejection| match Interrupted::find(&rejection) {
-        Some(why) => Failure::interrupted(why, false).into(),
-        None if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Error::too_large(limit),
+        Some(why) => Failure::interrupted(why, true).into(),
+        None if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => too_large(limit),
         None => Error::invalid("body", "broke off"),
     })
 }

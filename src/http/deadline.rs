@@ -15,7 +15,7 @@ pub(super) async fn enforce(mut request: Request, next: Next) -> Response {
     let Some(deadline) = Deadline::read(request.headers()) else {
         return next.run(request).await;
     };
-    let publishes = request.uri().path() == publish::PATH;
+    let publishes = publish::PATHS.contains(&request.uri().path());
     if deadline.is_over() {
         return exceeded(publishes, false);
     }

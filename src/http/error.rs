@@ -27,7 +27,10 @@ const TOLD_BYTES: usize = 1024;
 /// The status of a failure: the standard map of gRPC's codes
 /// (<https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto>), and HTTP's own for what is too large.
 fn status(failure: &Failure) -> StatusCode {
-    if failure.reason == Reason::PayloadTooLarge {
+    if matches!(
+        failure.reason,
+        Reason::PayloadTooLarge | Reason::BatchTooLarge
+    ) {
         return StatusCode::PAYLOAD_TOO_LARGE;
     }
     match failure.code {
@@ -49,8 +52,8 @@ pub(super) struct Error {
 
 /// What went wrong.
 #[derive(Debug, Serialize, ToSchema)]
-struct ErrorBody {
-    /// The status of the answer.
+pub(super) struct ErrorBody {
+    /// The status of the answer; of a message of a batch: the one that it would be answered with alone.
     code: u16,
     /// Why, for programs: the reasons of the gRPC API (`UNROUTABLE`, `STATE_CONFLICT`), and for what HTTP itself refuses
     /// `NOT_FOUND`, `METHOD_NOT_ALLOWED`, `UNSUPPORTED_MEDIA_TYPE` and `CROSS_SITE`.
@@ -118,16 +121,33 @@ impl Error {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, reason, message)
     }
 
+    /// A batch over the limit.
+    pub(super) fn batch_too_large(limit: usize) -> Self {
+        Failure::invalid_publish(Invalid::BatchTooLarge { limit }).into()
+    }
+
     /// A body of another kind than is taken.
-    pub(super) fn media_type(message: &str) -> Self {
+    pub(super) fn media_type(message: impl Into<String>) -> Self {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        Self::new(status, "UNSUPPORTED_MEDIA_TYPE", message.to_owned())
+        Self::new(status, "UNSUPPORTED_MEDIA_TYPE", message.into())
+    }
+
+    /// Another method than is taken.
+    pub(super) fn method(message: String) -> Self {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        Self::new(status, "METHOD_NOT_ALLOWED", message)
     }
 
     /// The message of this publish was refused as it is.
     pub(super) fn not_published(mut self) -> Self {
         self.error.details.publish_outcome.get_or_insert("INVALID");
         self
+    }
+}
+
+impl From<Error> for ErrorBody {
+    fn from(error: Error) -> Self {
+        *error.error
     }
 }
 
@@ -188,8 +208,7 @@ pub(super) async fn no_such_route(request: Request) -> Response {
 pub(super) async fn no_such_method(request: Request) -> Error {
     let (method, path) = (request.method(), request.uri().path());
     let message = format!("{method} is not for {path}; the header Allow says what is");
-    let status = StatusCode::METHOD_NOT_ALLOWED;
-    Error::new(status, "METHOD_NOT_ALLOWED", message)
+    Error::method(message)
 }
 
 /// The content type of a call of gRPC or gRPC-Web.

@@ -12,7 +12,9 @@ pub mod metrics;
 mod openapi;
 mod probes;
 mod publish;
+mod publish_batch;
 mod queues;
+pub mod rpc;
 pub mod unread;
 
 use axum::{Router, middleware};

@@ -19,8 +19,9 @@ use utoipa::{
     },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
 
-use super::{body, deadline, envelope::Envelope, error::Error};
+use super::{body, deadline, envelope::Envelope, error::Error, publish_batch};
 use crate::{
     error::Failure,
     gateway::{
@@ -32,18 +33,21 @@ use crate::{
     traces::Origin,
 };
 
-pub(super) const PATH: &str = "/api/messages/publish";
+const PATH: &str = "/api/messages/publish";
+/// The routes whose failures name an outcome.
+pub(super) const PATHS: [&str; 2] = [PATH, publish_batch::PATH];
 
 pub(super) fn routes(limits: &Limits) -> OpenApiRouter<Gateway> {
     OpenApiRouter::new()
         .routes(routes!(publish))
         .layer(DefaultBodyLimit::max(limits.request_bytes()))
+        .merge(publish_batch::routes(limits))
 }
 
 /// One message and where it goes.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct PublishRequest<'a> {
+pub(super) struct PublishRequest<'a> {
     /// The exchange's name. Empty: AMQP's default exchange, where the routing key names a queue.
     exchange: String,
     /// What the exchange routes by.
@@ -139,7 +143,7 @@ async fn publish(
 ) -> Result<Json<PublishResponse>, Error> {
     let deadline = deadline::of_publish(&request, &gateway.limits);
     let origin = Origin::of_call(request.headers());
-    let body = body::json(request, gateway.limits.request_bytes());
+    let body = body::json(request, gateway.limits.request_bytes(), Error::too_large);
     let body = timeout_at(deadline, body)
         .await
         .map_err(|_| Error::from(Failure::publish_deadline(false)))?
@@ -152,16 +156,19 @@ async fn publish(
         Some(failure) => Err(flat(failure).into()),
         None => Ok(Json(PublishResponse {
             message_id: published.message_id,
-            publish_id: published
-                .publish_id
-                .map(|id| id.to_string())
-                .unwrap_or_default(),
+            publish_id: publish_id(published.publish_id),
             outcome: "CONFIRMED",
         })),
     }
 }
 
-fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
+/// Empty: it was refused before it got one.
+pub(super) fn publish_id(id: Option<Uuid>) -> String {
+    id.map(|id| id.to_string()).unwrap_or_default()
+}
+
+/// Reads one publish.
+pub(super) fn read(body: &Bytes, origin: Option<Origin>) -> Result<Outgoing, Invalid> {
     let mut request: PublishRequest = serde_json::from_slice(body).map_err(unfit)?;
     let envelope = request.message.map(Envelope::read).unwrap_or_default();
     let json = request.message.map(|_| "application/json".to_owned());
@@ -215,7 +222,7 @@ fn payload(body: &Bytes, request: &mut PublishRequest<'_>) -> Result<Bytes, Inva
     }
 }
 
-fn unfit(error: serde_json::Error) -> Invalid {
+pub(super) fn unfit(error: serde_json::Error) -> Invalid {
     let problem = match error.classify() {
         serde_json::error::Category::Data => "does not fit",
         _ => "is not JSON",
@@ -297,7 +304,7 @@ fn header_value(json: serde_json::Value) -> Value {
 }
 
 /// Names fields as they are here: the message's properties stand beside the message.
-fn flat(mut failure: Failure) -> Failure {
+pub(super) fn flat(mut failure: Failure) -> Failure {
     if let Some((field, _)) = &mut failure.violation
         && let Some(own) = field.strip_prefix("message.")
     {

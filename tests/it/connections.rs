@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use axum::body::Body;
+use bytes::Bytes;
 use courtier::grpc::proto::alert::Kind;
+use futures::{StreamExt, stream};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,6 +17,7 @@ use crate::{
     harness::{Setup, eventually},
     process::Process,
     queue_admin::Office,
+    rest,
 };
 
 /// What a connection of HTTP/2 begins with.
@@ -118,14 +122,13 @@ async fn the_body_of_a_request_must_go_on_and_a_stream_may_rest() {
         );
     }
     // Plain HTTP.
-    let mut slow = connect(&front.address).await;
-    let head = "POST /api/messages/publish HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
-    slow.write_all(head.as_bytes()).await.expect("it reads");
-    let mut answer = [0; 12];
-    timely(slow.read_exact(&mut answer))
-        .await
-        .expect("answered");
-    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 504");
+    for path in [rest::PUBLISH, rest::BATCH] {
+        let never = stream::pending::<Result<Bytes, std::io::Error>>();
+        let begun = stream::iter([Ok(Bytes::from_static(b"{"))]).chain(never);
+        let answer = rest::post_json(&front, path, Body::from_stream(begun)).await;
+        let not_sent = rest::refused(504, "DEADLINE_EXCEEDED", "NOT_SENT");
+        assert_eq!(answer.refusal(), not_sent, "{path}");
+    }
     front.fill(&queue, &["a"]).await;
     let delivery = resting.delivery().await;
     assert_eq!(crate::front::body(&delivery), "a");

@@ -57,6 +57,7 @@ mod refusals;
 mod replicas;
 mod request_limits;
 mod rest;
+mod rest_batch;
 mod rest_curl;
 mod rest_failed;
 mod rest_hostile;

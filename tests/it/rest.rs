@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use crate::{front::timely, harness::Gateway};
 
 pub const PUBLISH: &str = "/api/messages/publish";
+pub const BATCH: &str = "/api/messages/publish/batch";
 pub const FAILED: &str = "/api/messages/failed";
 
 /// What was answered.

@@ -90,6 +90,7 @@ async fn a_failed_message_is_listed_with_its_payload_retried_and_resolved(on: On
         (&json!(id), &json!("retrying"), &json!(2))
     );
     assert_eq!(retried.get("payload"), None);
+    assert_eq!(retried.get("attempts"), None);
     let delivery = stream.delivery().await;
     assert_eq!(delivery.attempt, 2);
     assert_eq!(
@@ -99,6 +100,23 @@ async fn a_failed_message_is_listed_with_its_payload_retried_and_resolved(on: On
     stream.ack(&[&delivery.ack_id]).await;
     desk.becomes(&id, Status::Resolved).await;
     let row = listed(&desk, "").await.remove(0);
+    let shown = get(&desk.front, &format!("{FAILED}/{id}")).await.ok();
+    assert_eq!(shown["failed_message"], row);
+    let attempt = |of: &Value| {
+        assert!(of["ended_at"].is_string(), "{of}");
+        (
+            of["number"].clone(),
+            of["manual"].clone(),
+            of["outcome"].clone(),
+        )
+    };
+    let attempts = row["attempts"].as_array().expect("a list");
+    let attempts: Vec<_> = attempts.iter().map(attempt).collect();
+    let expected = [
+        (json!(1), json!(false), json!("died")),
+        (json!(2), json!(true), json!("acked")),
+    ];
+    assert_eq!(attempts, expected);
     assert_eq!(
         (&row["status"], &row["resolution"], &row["next_retry_at"]),
         (&json!("resolved"), &json!("acked"), &Value::Null)

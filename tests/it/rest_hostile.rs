@@ -10,8 +10,7 @@ use crate::{
     harness::Setup,
     raw::http1,
     rest::{
-        FAILED, PUBLISH, Reply, delete, get, post, post_json, publish, refused, request, send,
-        to_queue,
+        FAILED, PUBLISH, delete, get, post, post_json, publish, refused, request, send, to_queue,
     },
 };
 
@@ -234,7 +233,10 @@ async fn paths_and_methods_that_are_not_there_are_refused() {
     let cases = [
         (get(&front, PUBLISH).await, "POST"),
         (post(&front, FAILED).await, "GET,HEAD"),
-        (get(&front, "/api/messages/failed/1").await, "DELETE"),
+        (
+            post(&front, "/api/messages/failed/1").await,
+            "GET,HEAD,DELETE",
+        ),
         (delete(&front, "/api/messages/retry/1").await, "POST"),
         (delete(&front, "/api/health").await, "GET,HEAD"),
         (post(&front, "/openapi.json").await, "GET,HEAD"),
@@ -243,14 +245,115 @@ async fn paths_and_methods_that_are_not_there_are_refused() {
         assert_eq!(answer.refusal(), not_for);
         assert_eq!(answer.headers["allow"], allowed);
     }
-    // The paths of gRPC stay gRPC's.
-    let rpc = "/courtier.v1.Publisher/Publish";
-    assert!(get(&front, rpc).await.status.is_client_error());
-    assert!(publish_to(&front, rpc).await.status.is_client_error());
 }
 
-async fn publish_to(front: &Front, path: &str) -> Reply {
-    post_json(front, path, to_queue("q", json!(1), json!({}))).await
+/// As Connect's clients and curl call an rpc: they are told what is spoken there, and what does the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_rpc_that_is_called_otherwise_says_how_it_is_called() {
+    let front = gateway().await;
+    let call = async |method: Method, path: &str, kind: &str| {
+        let mut call = request(method, path);
+        if !kind.is_empty() {
+            call = call.header("content-type", kind);
+        }
+        send(&front, call.body(Body::from("{}")).expect("well-formed")).await
+    };
+    let services = "/courtier.v1.";
+    for (rpc, twin, outcome) in [
+        (
+            "Publisher/Publish",
+            "POST /api/messages/publish does",
+            "INVALID",
+        ),
+        (
+            "Publisher/PublishBatch",
+            "POST /api/messages/publish/batch does",
+            "INVALID",
+        ),
+        ("QueueAdmin/ListQueues", "GET /api/queues does", ""),
+        ("Subscriber/Subscribe", "/openapi.json has", ""),
+        ("QueueAdmin/Nothing", "/openapi.json has", ""),
+    ] {
+        let path = format!("{services}{rpc}");
+        for kind in [
+            "",
+            "application/json",
+            "application/proto",
+            "application/connect+json",
+            // gRPC itself, where it cannot be answered.
+            "application/grpc",
+        ] {
+            let answer = call(Method::POST, &path, kind).await;
+            let expected = refused(415, "UNSUPPORTED_MEDIA_TYPE", outcome);
+            assert_eq!(answer.refusal(), expected, "{path} {kind}");
+            let told = answer.error()["message"].to_string();
+            assert!(told.contains(twin) && told.contains("gRPC-Web"), "{told}");
+        }
+        for (method, kind) in [
+            (Method::GET, ""),
+            (Method::PUT, "application/json"),
+            (Method::GET, "application/grpc-web"),
+        ] {
+            let answer = call(method, &path, kind).await;
+            assert_eq!(
+                answer.refusal(),
+                refused(405, "METHOD_NOT_ALLOWED", outcome)
+            );
+            assert_eq!(answer.headers["allow"], "POST");
+        }
+    }
+    let health = call(Method::POST, "/grpc.health.v1.Health/Check", "text/json").await;
+    let told = health.error()["message"].to_string();
+    assert!(told.contains("GET /readyz does"), "{told}");
+    // What is spoken is answered as before.
+    let web = call(
+        Method::POST,
+        "/courtier.v1.QueueAdmin/ListQueues",
+        "application/grpc-web",
+    );
+    let web = web.await;
+    assert_eq!(web.status, 200);
+    assert!(web.headers.contains_key("grpc-status"), "{web:?}");
+}
+
+/// Each route that is named instead of an rpc is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_to_do_the_same_as_an_rpc_is_there() {
+    let front = gateway().await;
+    let described = get(&front, "/openapi.json").await.ok();
+    let mut twins = 0;
+    for (service, methods) in [
+        (
+            "courtier.v1.Publisher",
+            &["Publish", "PublishBatch"] as &[&str],
+        ),
+        (
+            "courtier.v1.FailedMessages",
+            &[
+                "ListFailedMessages",
+                "GetFailedMessage",
+                "RetryFailedMessage",
+                "DeleteFailedMessage",
+            ],
+        ),
+        (
+            "courtier.v1.QueueAdmin",
+            &["ListQueues", "GetQueueStats", "PurgeQueue"],
+        ),
+        ("grpc.health.v1.Health", &["Check", "List"]),
+    ] {
+        for method in methods {
+            let answer = post_json(&front, &format!("/{service}/{method}"), "{}").await;
+            let told = answer.error()["message"].as_str().expect("text").to_owned();
+            let (route, _) = told.split_once(" does the same").expect("a twin");
+            let (_, route) = route.rsplit_once("; ").expect("after the rest");
+            let (method, path) = route.split_once(' ').expect("a method and a path");
+            let operation = &described["paths"][path][method.to_lowercase()];
+            assert!(operation.is_object(), "{route}");
+            twins += 1;
+        }
+    }
+    assert_eq!(twins, 11);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,6 +420,8 @@ async fn what_is_no_id_is_not_found() {
         assert_eq!(retried.refusal(), missing, "{id}");
         let deleted = delete(&front, &format!("{FAILED}/{id}")).await;
         assert_eq!(deleted.refusal(), missing, "{id}");
+        let shown = get(&front, &format!("{FAILED}/{id}")).await;
+        assert_eq!(shown.refusal(), missing, "{id}");
     }
 }
 

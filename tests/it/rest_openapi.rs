@@ -11,7 +11,10 @@ use crate::{
     desk::{Desk, slow},
     front::{On, text},
     harness::Gateway,
-    rest::{FAILED, PUBLISH, Reply, delete, get, post, publish, request, send, to_queue},
+    rest::{
+        BATCH, FAILED, PUBLISH, Reply, delete, get, post, post_json, publish, request, send,
+        to_queue,
+    },
 };
 
 async fn description(gateway: &Gateway) -> Value {
@@ -46,7 +49,9 @@ async fn the_routes_of_the_specification_are_described_and_no_others() {
         "GET /api/health",
         "GET /api/messages/failed",
         "DELETE /api/messages/failed/{id}",
+        "GET /api/messages/failed/{id}",
         "POST /api/messages/publish",
+        "POST /api/messages/publish/batch",
         "POST /api/messages/retry/{id}",
         "GET /api/queues",
         "POST /api/queues/{queue}/purge",
@@ -127,6 +132,13 @@ async fn answers_are_as_described() {
     matches("post", PUBLISH, &publish(gateway, "{").await);
     let nowhere = to_queue("no_such_queue", json!(1), json!({}));
     matches("post", PUBLISH, &publish(gateway, nowhere).await);
+    let batch = json!({"messages": [{"exchange": "", "routing_key": desk.queue, "message": 1}, 7]});
+    matches(
+        "post",
+        BATCH,
+        &post_json(gateway, BATCH, batch.to_string()).await,
+    );
+    matches("post", BATCH, &post_json(gateway, BATCH, "{}").await);
     matches("get", "/api/queues", &get(gateway, "/api/queues").await);
     for queue in [&*desk.queue, "no_such_queue"] {
         let (stats, purge) = ("/api/queues/{queue}/stats", "/api/queues/{queue}/purge");
@@ -142,6 +154,8 @@ async fn answers_are_as_described() {
         let row = desk.refused(message, Action::Retry).await;
         matches("get", FAILED, &get(gateway, FAILED).await);
         matches("get", FAILED, &get(gateway, &format!("{FAILED}?x=1")).await);
+        let shown = get(gateway, &format!("{FAILED}/{}", row.id)).await;
+        matches("get", "/api/messages/failed/{id}", &shown);
         let (retry, by_id) = ("/api/messages/retry/{id}", "/api/messages/failed/{id}");
         let remove = format!("{FAILED}/{}", row.id);
         let again = format!("/api/messages/retry/{}", row.id);

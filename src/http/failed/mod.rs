@@ -1,4 +1,5 @@
-//! Failed messages: twins of `courtier.v1.FailedMessages`' `ListFailedMessages`, `RetryFailedMessage` and `DeleteFailedMessage`.
+//! Failed messages: twins of `courtier.v1.FailedMessages`' `ListFailedMessages`, `GetFailedMessage`, `RetryFailedMessage` and
+//! `DeleteFailedMessage`.
 
 mod filter;
 mod view;
@@ -25,8 +26,8 @@ use crate::{
 pub(super) fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new()
         .routes(routes!(list))
+        .routes(routes!(get, delete))
         .routes(routes!(retry))
-        .routes(routes!(delete))
 }
 
 /// A page of failed messages.
@@ -38,7 +39,7 @@ struct ListFailedMessagesResponse {
     next_page_token: String,
 }
 
-/// Lists failed messages with their payloads, the newest first.
+/// Lists failed messages with their payloads and histories, the newest first.
 ///
 /// A message is neither left out nor listed twice because others come or go between two pages.
 #[utoipa::path(get, path = "/api/messages/failed", operation_id = "listFailedMessages", params(ListQuery), responses(
@@ -62,10 +63,31 @@ async fn list(
     }))
 }
 
+/// A failed message.
+#[derive(Serialize, ToSchema)]
+struct GetFailedMessageResponse {
+    /// With its payload and its history.
+    failed_message: FailedMessage,
+}
+
+/// Shows one failed message, with its payload and its history.
+#[utoipa::path(get, path = "/api/messages/failed/{id}", operation_id = "getFailedMessage", params(("id" = String, Path)), responses(
+    (status = OK, body = GetFailedMessageResponse, description = "The failed message."),
+    (status = "default", body = Error, description = "`FAILED_MESSAGE_NOT_FOUND`, `DATABASE_DOWN`."),
+))]
+async fn get(
+    State(gateway): State<Gateway>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<GetFailedMessageResponse>, Error> {
+    let full = gateway.failed.get(read_id(id)?).await;
+    let failed_message = FailedMessage::full(full.map_err(Failure::from)?);
+    Ok(Json(GetFailedMessageResponse { failed_message }))
+}
+
 /// The copy is in its queue.
 #[derive(Serialize, ToSchema)]
 struct RetryFailedMessageResponse {
-    /// The failed message now, without its payload. `retrying`, unless a consumer was quicker than the answer.
+    /// The failed message now, without its payload and history. `retrying`, unless a consumer was quicker than the answer.
     failed_message: FailedMessage,
 }
 

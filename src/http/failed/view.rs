@@ -75,6 +75,43 @@ pub(super) struct FailedMessage {
     app_id: Option<String>,
     #[schema(required = true)]
     correlation_id: Option<String>,
+    /// Its delivery attempts, the first one first; absent where payloads are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<Vec<Attempt>>,
+}
+
+/// One delivery attempt of a failed message.
+#[derive(Serialize, ToSchema)]
+struct Attempt {
+    /// 1 is the first delivery, 2 the first retry.
+    number: u32,
+    /// A person asked for it.
+    manual: bool,
+    /// When it was published. Null: not known, as of the first delivery.
+    #[schema(required = true)]
+    started_at: Option<DateTime<Utc>>,
+    /// Null: under way.
+    #[schema(required = true)]
+    ended_at: Option<DateTime<Utc>>,
+    /// How it ended. Null: under way.
+    #[schema(required = true, pattern = "^(died|acked|assumed|discarded)$")]
+    outcome: Option<&'static str>,
+    error_type: String,
+    error_message: String,
+}
+
+impl From<failure::Attempt> for Attempt {
+    fn from(attempt: failure::Attempt) -> Self {
+        Self {
+            number: attempt.number,
+            manual: attempt.manual,
+            started_at: attempt.started_at,
+            ended_at: attempt.ended_at,
+            outcome: attempt.outcome.map(Into::into),
+            error_type: attempt.error.kind,
+            error_message: attempt.error.message,
+        }
+    }
 }
 
 /// One of these; none where payloads are left out.
@@ -124,13 +161,15 @@ fn harmless_json(bytes: &[u8]) -> Option<Box<RawValue>> {
 impl FailedMessage {
     pub(super) fn full(full: Full) -> Self {
         let payload = Payload::of(&full.message.message.payload);
+        let attempts = full.attempts.into_iter().map(Attempt::from).collect();
         Self {
             payload,
+            attempts: Some(attempts),
             ..Self::basic(full.message)
         }
     }
 
-    /// Without the payload.
+    /// Without payload and history.
     pub(super) fn basic(row: failure::FailedMessage) -> Self {
         let (message, state) = (row.message, row.state);
         let pending = state.status == Status::Pending;
@@ -164,6 +203,7 @@ impl FailedMessage {
             kind: message.kind,
             app_id: message.app_id,
             correlation_id: message.correlation_id,
+            attempts: None,
         }
     }
 }
