@@ -95,7 +95,7 @@ pub const SETTINGS: &[Setting] = &[
     secret(
         "RABBITMQ_MANAGEMENT_URL",
         "",
-        "Its URL, where it is not on RABBITMQ_HOST, such as https://rabbitmq:15671; with another user than AMQP's: https://user:password@…",
+        "Its URL, where it is not on RABBITMQ_HOST, such as https://rabbitmq:15671; with management.path_prefix: https://rabbitmq:15671/prefix; with another user than AMQP's: https://user:password@…",
     ),
     setting(
         "TOPOLOGY_FILE",

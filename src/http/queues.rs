@@ -31,7 +31,8 @@ pub(super) fn routes() -> OpenApiRouter<Gateway> {
 #[derive(Serialize, ToSchema)]
 struct Queue {
     name: String,
-    /// Ready and unacked messages. Null without RabbitMQ's management API, which alone knows the unacked ones.
+    /// Ready and unacked messages. Where nobody tells the unacked ones (`unacked_count` is null: RabbitMQ's management API alone
+    /// knows them, and of a new queue after some seconds), the ready ones alone: there are at least so many.
     #[schema(required = true)]
     message_count: Option<u64>,
     /// Consumers, wherever they are connected.
@@ -70,10 +71,10 @@ struct Queue {
 
 impl From<QueueInfo> for Queue {
     fn from(queue: QueueInfo) -> Self {
-        let counts = queue.ready.zip(queue.unacked);
+        let unacked = queue.unacked.unwrap_or(0);
         Self {
             name: queue.name,
-            message_count: counts.map(|(ready, unacked)| ready + unacked),
+            message_count: queue.ready.map(|ready| ready + unacked),
             consumer_count: queue.consumers,
             ready_count: queue.ready,
             unacked_count: queue.unacked,
@@ -92,15 +93,18 @@ impl From<QueueInfo> for Queue {
 /// Lists all queues by name.
 ///
 /// Without RabbitMQ's management API: those that the gateway knows of. Where the list may be short for that reason, the header
-/// `X-Courtier-Note` says so.
+/// `X-Courtier-Note` says so; where the gateway knows of none, it is an error.
 #[utoipa::path(get, path = "/api/queues", operation_id = "listQueues", responses(
     (status = OK, body = Vec<Queue>, description = "All of them.", headers(
         ("X-Courtier-Note" = Option<String>, description = "Why queues or figures may be missing.")
     )),
-    (status = "default", body = Error, description = "`BROKER_DOWN`, `FORBIDDEN`."),
+    (status = "default", body = Error, description = "`BROKER_DOWN`, `FORBIDDEN`; nobody tells what queues there are: \
+        `MANAGEMENT_DOWN` (also when it refuses the gateway's user), `MANAGEMENT_OFF`."),
 ))]
 async fn list(State(gateway): State<Gateway>) -> Result<(HeaderMap, Json<Vec<Queue>>), Error> {
-    let answer = gateway.queues.all_queues().await.map_err(Failure::from)?;
+    let answer = gateway.queues.all_queues().await;
+    let answer = answer.and_then(queue_admin::Answer::told);
+    let answer = answer.map_err(Failure::from)?;
     let mut queues: Vec<Queue> = answer.found.into_iter().map(Queue::from).collect();
     queues.sort_by(|one, other| one.name.cmp(&other.name));
     let mut headers = HeaderMap::new();

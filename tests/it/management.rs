@@ -1,15 +1,23 @@
 //! RabbitMQ's management API where it answers oddly, and names that its paths cannot hold.
 
 use axum::{Json, Router, http::StatusCode, routing::get};
-use courtier::broker::{
-    Broker, Error,
-    admin::OnlyIf,
-    rabbitmq::ManagementAt,
-    topology::{Exchange, ExchangeKind, Queue, QueueKind, Topology},
+use courtier::{
+    broker::{
+        Broker, Error,
+        admin::{Management as State, OnlyIf},
+        rabbitmq::ManagementAt,
+        topology::{Exchange, ExchangeKind, Queue, QueueKind, Topology},
+    },
+    grpc::proto::{ListExchangesRequest, ListQueuesRequest, queue_admin_client::QueueAdminClient},
 };
 use serde_json::json;
+use tonic::Code;
 
-use crate::harness::{connect_managed, connect_with};
+use crate::{
+    front::Front,
+    harness::{connect_managed, connect_with},
+    rest::{self, refused},
+};
 
 /// A broker that is away, with an API that answers as it likes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,10 +35,7 @@ async fn an_odd_answer_is_no_reason_to_ask_nothing_any_more() {
             "/api/exchanges/{host}",
             get(|| async { Json(json!([{"name": "e"}])) }),
         );
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-    let listener = listener.expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let serving = tokio::spawn(async move { axum::serve(listener, api).await });
+    let url = serve(api).await;
     let at = ManagementAt::Url(url.parse().expect("a URL"));
     let broker = connect_with("amqp://127.0.0.1:1/%2f", at);
     let admin = broker.admin();
@@ -40,7 +45,87 @@ async fn an_odd_answer_is_no_reason_to_ask_nothing_any_more() {
     let odd = admin.bindings().await.map(drop);
     assert!(matches!(odd, Err(Error::ManagementDown(_))), "{odd:?}");
     assert_eq!(admin.exchanges().await.expect("answered")[0].name, "e");
-    serving.abort();
+}
+
+/// Serves an API somewhere.
+async fn serve(api: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    tokio::spawn(async move { axum::serve(listener, api).await });
+    url
+}
+
+fn reason<T: std::fmt::Debug>(answer: Result<T, Error>) -> String {
+    match answer {
+        Err(Error::ManagementDown(reason)) => reason,
+        other => panic!("it does not answer: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_with_a_path_prefix_is_found_where_its_url_says() {
+    let api = Router::new()
+        .route(
+            "/rabbit/api/overview",
+            get(|| async { Json(json!({"rabbitmq_version": "3.10.8"})) }),
+        )
+        .route(
+            "/rabbit/api/queues/{host}",
+            get(|host: axum::extract::Path<String>| async move {
+                match host.as_str() {
+                    "/" => Ok(Json(json!([{"name": "q"}]))),
+                    _ => Err(StatusCode::NOT_FOUND),
+                }
+            }),
+        );
+    let url = serve(api).await;
+    let broker = |vhost: &str, url: String| {
+        let at = ManagementAt::Url(url.parse().expect("a URL"));
+        connect_with(&format!("amqp://127.0.0.1:1/{vhost}"), at)
+    };
+    for prefixed in [format!("{url}/rabbit"), format!("{url}/rabbit/")] {
+        let broker = broker("%2f", prefixed);
+        let queues = broker.admin().queues().await.expect("answered");
+        assert_eq!(queues[0].name, "q");
+        let status = broker.admin().status().await;
+        assert_eq!(status.version.as_deref(), Some("3.10.8"));
+    }
+    let elsewhere = broker("other", format!("{url}/rabbit"));
+    let told = reason(elsewhere.admin().queues().await);
+    assert!(told.contains("no virtual host \"other\""), "{told}");
+    // Without the prefix it is no lack of a virtual host.
+    let without = broker("%2f", url);
+    let told = reason(without.admin().queues().await);
+    assert!(told.contains("management.path_prefix"), "{told}");
+    match without.admin().status().await.management {
+        State::Down(told) => assert!(told.contains("RABBITMQ_MANAGEMENT_URL"), "{told}"),
+        other => panic!("it does not answer: {other:?}"),
+    }
+}
+
+/// An API that knows the user, and does not let it ask.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_may_not_ask_is_told_so_instead_of_that_there_is_nothing() {
+    let refuse = || async { StatusCode::UNAUTHORIZED };
+    let url = serve(Router::new().fallback(refuse)).await;
+    let at = ManagementAt::Url(url.parse().expect("a URL"));
+    let broker = connect_with("amqp://127.0.0.1:1/%2f", at);
+    let front = Front::of(broker, None, |setup| {
+        setup.without_database();
+    })
+    .await;
+    let answer = rest::get(&front, "/api/queues").await;
+    assert_eq!(answer.refusal(), refused(503, "MANAGEMENT_DOWN", ""));
+    let told = answer.error()["message"].to_string();
+    assert!(told.contains("give the user the tag"), "{told}");
+    let mut client = QueueAdminClient::new(front.channel().await);
+    let listed = client.list_queues(ListQueuesRequest::default()).await;
+    let refused = listed.expect_err("nobody tells");
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("tag"), "{refused}");
+    let listed = client.list_exchanges(ListExchangesRequest::default()).await;
+    assert_eq!(listed.expect_err("nobody tells").code(), Code::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

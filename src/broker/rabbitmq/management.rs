@@ -124,7 +124,16 @@ impl Management {
     }
 
     pub(super) async fn overview(&self) -> Result<Overview, Error> {
-        Ok(self.get("overview").await?.unwrap_or_default())
+        let overview = self.get("overview").await?;
+        overview.ok_or_else(|| Error::ManagementDown(self.elsewhere()))
+    }
+
+    /// Why it knows not even what each of its kind knows.
+    fn elsewhere(&self) -> String {
+        let url = &self.options.url;
+        format!(
+            "{url} has no api/overview: with a management.path_prefix in RabbitMQ's configuration, RABBITMQ_MANAGEMENT_URL must have it too, as in http://rabbitmq:15672/prefix"
+        )
     }
 
     /// Users without the tag `monitoring` may not ask.
@@ -137,14 +146,14 @@ impl Management {
     pub(super) async fn probe(&self) -> Result<Option<SystemTime>, String> {
         let answer = self.send("overview").await;
         let answer = match answer {
-            Ok(answer) => answer,
+            Ok(answer) => answer.ok_or_else(|| self.elsewhere())?,
             Err(Refused::Forbidden(reason) | Refused::Odd(reason) | Refused::Down(reason)) => {
                 return Err(reason);
             }
         };
-        let date = answer.and_then(|answer| {
-            let date = answer.headers().get(reqwest::header::DATE)?.to_str().ok()?;
-            let date = chrono::DateTime::parse_from_rfc2822(date).ok()?;
+        let date = answer.headers().get(reqwest::header::DATE);
+        let date = date.and_then(|date| {
+            let date = chrono::DateTime::parse_from_rfc2822(date.to_str().ok()?).ok()?;
             Some(SystemTime::from(date))
         });
         Ok(date)
@@ -182,13 +191,15 @@ impl Management {
     }
 
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
-        match self.get(path).await? {
-            Some(list) => Ok(list),
-            None => Err(Error::ManagementDown(format!(
-                "it knows no virtual host {:?}",
-                self.options.virtual_host
-            ))),
+        if let Some(list) = self.get(path).await? {
+            return Ok(list);
         }
+        // Or it is no such API at all.
+        self.overview().await?;
+        let host = &self.options.virtual_host;
+        Err(Error::ManagementDown(format!(
+            "it knows no virtual host {host:?}"
+        )))
     }
 
     /// `None`: there is no such thing.

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Admin, arguments_json, note};
+use super::{Admin, arguments_json, none_of, note};
 use crate::{
     cli::{
         Exit,
@@ -84,7 +84,7 @@ impl List {
         })
         .await?;
         if self.admin.output == Output::Text {
-            table.print_or("no exchanges")?;
+            table.print_or(&none_of("exchanges", &told))?;
         }
         note(&told);
         Ok(())

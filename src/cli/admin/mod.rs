@@ -78,6 +78,14 @@ fn note(note: &str) {
     }
 }
 
+/// What is said of a list with nothing in it, and a note of why there may be more.
+fn none_of(what: &str, note: &str) -> String {
+    match note {
+        "" => format!("no {what}"),
+        _ => format!("no such {what} among those that the gateway knows of"),
+    }
+}
+
 /// Names and values, one a line; what would steer a terminal is written out.
 fn lines(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max();

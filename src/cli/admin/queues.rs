@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    Admin, arguments_json, known, lines, note,
+    Admin, arguments_json, known, lines, none_of, note,
     queue_changes::{Create, Delete, Purge},
     queue_messages::{Move, Peek},
     rate, ratio, word,
@@ -99,7 +99,7 @@ impl List {
         })
         .await?;
         if self.admin.output == Output::Text {
-            table.print_or("no queues")?;
+            table.print_or(&none_of("queues", &told))?;
         }
         note(&told);
         Ok(())

@@ -31,6 +31,8 @@ pub struct Answer<T> {
     pub found: T,
     /// For people; empty: it is a full answer.
     pub note: String,
+    /// Of a list: why nobody tells all of it.
+    pub(super) untold: Option<broker::Error>,
 }
 
 impl<T> Answer<T> {
@@ -41,9 +43,29 @@ impl<T> Answer<T> {
 }
 
 impl<T> Answer<Vec<T>> {
-    /// Those whose name contains a text, in any case of letters, by name; one page of them.
+    fn of_list(found: Vec<T>, management: Management) -> Self {
+        Self {
+            found,
+            note: note(&management),
+            untold: match management {
+                Management::Up | Management::NotNeeded => None,
+                Management::Off => Some(broker::Error::ManagementOff),
+                Management::Down(reason) => Some(broker::Error::ManagementDown(reason)),
+            },
+        }
+    }
+
+    /// The list; an error instead of one that is empty because nobody tells what there is.
+    pub fn told(self) -> Result<Self, Error> {
+        match self.untold {
+            Some(why) if self.found.is_empty() => Err(why.into()),
+            untold => Ok(Self { untold, ..self }),
+        }
+    }
+
+    /// Those whose name contains a text, in any case of letters, by name; one page of them. See [`told`](Self::told).
     fn page(
-        mut self,
+        self,
         kind: &str,
         name: impl Fn(&T) -> &str,
         containing: &str,
@@ -52,12 +74,14 @@ impl<T> Answer<Vec<T>> {
     ) -> Result<Answer<Listed<T>>, Error> {
         let list = page::list(kind, &containing);
         let containing = containing.to_lowercase();
-        self.found
+        let mut told = self.told()?;
+        told.found
             .retain(|one| name(one).to_lowercase().contains(&containing));
         let key = |one: &T| name(one).to_owned();
         Ok(Answer {
-            found: page::of(self.found, key, size, token, &list)?,
-            note: self.note,
+            found: page::of(told.found, key, size, token, &list)?,
+            note: told.note,
+            untold: told.untold,
         })
     }
 }
@@ -108,10 +132,7 @@ impl QueueAdmin {
         }
         let names: HashSet<&str> = found.iter().map(|queue| queue.name.as_str()).collect();
         self.rates.keep(|name| names.contains(name));
-        Ok(Answer {
-            found,
-            note: note(&management),
-        })
+        Ok(Answer::of_list(found, management))
     }
 
     /// Asks over AMQP about queues that the management API has not counted yet: those that are new.
@@ -140,7 +161,11 @@ impl QueueAdmin {
             broker::admin::Source::Amqp => "only what AMQP tells is known: RabbitMQ's management API is switched off, does not answer, or does not know the queue yet".to_owned(),
             _ => String::new(),
         };
-        Ok(Answer { found: queue, note })
+        Ok(Answer {
+            found: queue,
+            note,
+            untold: None,
+        })
     }
 
     /// One queue, its consumers' lag, and its failed messages.
@@ -149,6 +174,7 @@ impl QueueAdmin {
         Ok(Answer {
             found: self.stats_of(queue.found).await,
             note: queue.note,
+            untold: None,
         })
     }
 
@@ -189,6 +215,7 @@ impl QueueAdmin {
         Ok(Answer {
             found: stats.buffered(AT_A_TIME).collect().await,
             note: all.note,
+            untold: all.untold,
         })
     }
 
@@ -245,10 +272,7 @@ impl QueueAdmin {
                 (there(asked, forget).await?, management)
             }
         };
-        Ok(Answer {
-            found,
-            note: note(&management),
-        })
+        Ok(Answer::of_list(found, management))
     }
 
     /// Bindings of an exchange, of a queue, or all.
