@@ -137,6 +137,45 @@ async fn nothing_dies_of_being_looked_at(on: On) {
     assert_eq!(left, all);
 }
 
+/// RabbitMQ fetches nothing from a quorum queue with a single active consumer.
+async fn a_queue_with_a_single_active_consumer_is_looked_at_while_nobody_consumes(on: On) {
+    let office = Office::open(on).await;
+    let queue = office.name("q");
+    let created = office.create(CreateQueueRequest {
+        name: queue.clone(),
+        profile: Profile::Standard.into(),
+        arguments: arguments(&[("x-single-active-consumer", Kind::BoolValue(true))]),
+        ..Default::default()
+    });
+    created.await.expect("created");
+    let all: Vec<String> = (0..25).map(|n| n.to_string()).collect();
+    let bodies: Vec<&str> = all.iter().map(String::as_str).collect();
+    office.fill(&queue, &bodies).await;
+    eventually("all is ready", async || office.ready(&queue).await == 25).await;
+    let peeked = office.peek(&queue, 3).await.expect("seen");
+    assert_eq!(seen(&peeked), ["0", "1", "2"]);
+    eventually("all is back", async || office.ready(&queue).await == 25).await;
+
+    let mut stream = office.subscribe(from(&[&queue])).await;
+    assert_eq!(body(&stream.delivery().await), "0");
+    let refused = office
+        .peek(&queue, 3)
+        .await
+        .expect_err("it is consumed from");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(
+        refused.message().contains("single active consumer"),
+        "{refused}"
+    );
+    drop(stream);
+    eventually("all is back", async || office.ready(&queue).await == 25).await;
+
+    let parked = office.queue("parked").await;
+    let moved = office.move_all(&queue, &parked).await.expect("moved");
+    assert_eq!((moved.moved_count, moved.error), (25, None));
+    assert_eq!(office.drain_bodies(&parked).await, all);
+}
+
 async fn messages_move_byte_for_byte_and_in_order(on: On) {
     let office = Office::open(on).await;
     let (source, destination) = (office.queue("from").await, office.queue("to").await);
@@ -324,6 +363,7 @@ on_all! {
     a_full_destination_takes_what_fits_and_the_rest_stays
     what_arrives_meanwhile_is_left
     what_consumers_hold_is_theirs
-    // It has no streams.
+    // It has no streams, and no single active consumers.
     [not embedded] a_stream_is_refused_and_nobody_is_harmed
+    a_queue_with_a_single_active_consumer_is_looked_at_while_nobody_consumes
 }
