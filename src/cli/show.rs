@@ -64,22 +64,39 @@ pub(super) fn visible(text: &str, kept: impl Fn(char) -> bool) -> String {
     shown
 }
 
-/// One line: the fields of the API, those that are not set left out. The payload is `text`, or `data` (base64) when it is not
-/// UTF-8.
+/// One line: what is [of a queue](of_queue), and how often it was delivered.
 pub(super) fn json(delivery: &Delivery) -> String {
-    let mut object = message(delivery.message.as_ref());
+    let mut object = of_queue(
+        delivery.message.as_ref(),
+        &delivery.queue,
+        (&delivery.exchange, &delivery.routing_key),
+        delivery.redelivered,
+    );
     let mut put = |name: &str, value: Value| object.insert(name.to_owned(), value);
-    put("queue", json!(delivery.queue));
-    put("exchange", json!(delivery.exchange));
-    put("routing_key", json!(delivery.routing_key));
     put("attempt", json!(delivery.attempt));
-    put("redelivered", json!(delivery.redelivered));
     if !delivery.failed_message_id.is_empty() {
         put("failed_message_id", json!(delivery.failed_message_id));
     }
     let mut line = Value::Object(object).to_string();
     line.push('\n');
     line
+}
+
+/// A message of a queue, whether it was delivered or looked at: the fields of the API, those that are not set left out. The payload is
+/// `text`, or `data` (base64) when it is not UTF-8.
+pub(super) fn of_queue(
+    of: Option<&Message>,
+    queue: &str,
+    (exchange, routing_key): (&str, &str),
+    redelivered: bool,
+) -> Map<String, Value> {
+    let mut object = message(of);
+    let mut put = |name: &str, value: Value| object.insert(name.to_owned(), value);
+    put("queue", json!(queue));
+    put("exchange", json!(exchange));
+    put("routing_key", json!(routing_key));
+    put("redelivered", json!(redelivered));
+    object
 }
 
 /// The fields of a message.

@@ -2,7 +2,7 @@
 
 use std::{process::Output, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
@@ -79,10 +79,14 @@ async fn a_queue_is_created_filled_looked_at_moved_purged_and_deleted() {
         .json(&["queues", "peek", "orders", "--limit=1"])
         .await;
     assert_eq!(peeked[0]["routing_key"], "orders");
-    assert_eq!(
-        peeked[0]["message"]["text"],
-        "{\"id\":12345678901234567890}"
-    );
+    assert_eq!(peeked[0]["text"], "{\"id\":12345678901234567890}");
+    // What subscribe writes of the same message, but for how often it came.
+    let subscribe = ["subscribe", "orders", "--max=1", "--no-ack"];
+    let mut delivered = office.json(&subscribe).await;
+    let delivered = delivered[0].as_object_mut().expect("an object");
+    assert_eq!(delivered.remove("attempt"), Some(json!(1)));
+    delivered["redelivered"] = peeked[0]["redelivered"].clone();
+    assert_eq!(json!(delivered), peeked[0]);
 
     let table = office.text(&["queues", "list"]).await;
     let row = table

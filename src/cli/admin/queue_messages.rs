@@ -18,7 +18,8 @@ use crate::{
 /// Show the first messages of a queue, and leave them there
 #[derive(Args)]
 #[command(after_help = "\
-Messages that were looked at are marked as redelivered, and a consumer may get younger ones before them.")]
+Messages that were looked at are marked as redelivered, and a consumer may get younger ones before them.
+With --output json, each message is a line with the fields of courtier subscribe.")]
 pub(in crate::cli) struct Peek {
     #[arg(value_name = "QUEUE")]
     queue: String,
@@ -33,7 +34,7 @@ impl Peek {
     pub(super) async fn run(self) -> Result<(), Exit> {
         let mut client = self.admin.connect().await?;
         let request = PeekMessagesRequest {
-            queue: self.queue,
+            queue: self.queue.clone(),
             limit: self.limit,
         };
         let answer = client.peek_messages(self.admin.ask(request)).await;
@@ -44,7 +45,7 @@ impl Peek {
         let terminal = std::io::stdout().is_terminal();
         for (index, peeked) in messages.iter().enumerate() {
             match self.admin.output {
-                Output::Json => print_json(peeked_json(peeked))?,
+                Output::Json => print_json(peeked_json(&self.queue, peeked))?,
                 Output::Text => {
                     let gap = if index == 0 { "" } else { "\n" };
                     print(&format!("{gap}{}", peeked_text(peeked, terminal)))?;
@@ -58,14 +59,10 @@ impl Peek {
     }
 }
 
-fn peeked_json(peeked: &PeekedMessage) -> serde_json::Value {
-    let message = peeked.message.clone().unwrap_or_default();
-    json!({
-        "exchange": peeked.exchange,
-        "routing_key": peeked.routing_key,
-        "redelivered": peeked.redelivered,
-        "message": show::message(Some(&message)),
-    })
+/// As `courtier subscribe` writes it.
+fn peeked_json(queue: &str, peeked: &PeekedMessage) -> serde_json::Value {
+    let origin = (peeked.exchange.as_str(), peeked.routing_key.as_str());
+    show::of_queue(peeked.message.as_ref(), queue, origin, peeked.redelivered).into()
 }
 
 fn peeked_text(peeked: &PeekedMessage, terminal: bool) -> String {
