@@ -12,6 +12,8 @@ mod m20261122_000002_retry_operations;
 mod m20261122_000003_dead_letter_queues;
 mod m20261122_000004_message_logs;
 mod m20261125_000005_write_probe;
+mod m20261126_000006_message_log_correlation_id;
+mod m20261126_000007_message_log_by_correlation_id;
 mod status;
 mod tables;
 
@@ -39,6 +41,8 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000003_dead_letter_queues::Migration),
             Box::new(m20261122_000004_message_logs::Migration),
             Box::new(m20261125_000005_write_probe::Migration),
+            Box::new(m20261126_000006_message_log_correlation_id::Migration),
+            Box::new(m20261126_000007_message_log_by_correlation_id::Migration),
         ]
     }
 

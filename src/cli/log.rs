@@ -49,6 +49,7 @@ pub(super) enum Command {
 Examples:
   courtier log list
   courtier log list --status failed --after 24h
+  courtier log list --correlation-id order-1
   courtier log list --limit 1000 --output json | jq -r .message_id")]
 pub(super) struct List {
     /// Published to this exchange
@@ -67,6 +68,9 @@ pub(super) struct List {
         hide_default_value = true
     )]
     routing_key: String,
+    /// Published with this correlation id: a request and its answer, or the steps of a workflow
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    correlation_id: String,
     /// Stands there
     #[arg(long)]
     status: Option<Status>,
@@ -137,6 +141,7 @@ async fn list(list: List) -> Result<(), Exit> {
     let filter = MessageLogFilter {
         exchange: list.exchange,
         routing_key: list.routing_key,
+        correlation_id: list.correlation_id,
         status: status.into(),
         published_after: list.after,
         published_before: list.before,

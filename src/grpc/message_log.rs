@@ -73,6 +73,7 @@ fn read_filter(filter: MessageLogFilter) -> Result<LogFilter, Status> {
     Ok(LogFilter {
         exchange: some(filter.exchange),
         routing_key: some(filter.routing_key),
+        correlation_id: some(filter.correlation_id),
         status,
         published_after: read_time("filter.published_after", filter.published_after)?,
         published_before: read_time("filter.published_before", filter.published_before)?,

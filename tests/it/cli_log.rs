@@ -40,6 +40,7 @@ fn named(message_id: &str, body: &str) -> Message {
     Message {
         message_id: message_id.to_owned(),
         app_id: "shop".to_owned(),
+        correlation_id: format!("of-{message_id}"),
         ..text(body)
     }
 }
@@ -90,6 +91,8 @@ async fn what_was_published_is_listed_the_newest_first() {
         ),
         (vec!["--routing-key=other"], vec![]),
         (vec!["--exchange=other"], vec![]),
+        (vec!["--correlation-id=of-m-2"], vec!["m-2"]),
+        (vec!["--correlation-id=of-m"], vec![]),
         (vec!["--after=1h"], vec!["m-3", "m-2", "m-1"]),
         (vec!["--after=2037-01-01T00:00:00Z"], vec![]),
         (vec!["--before=1h"], vec![]),

@@ -537,7 +537,10 @@ async fn filters_are_met_and_bound_to_their_tokens(on: On) {
         let request = PublishRequest {
             exchange: exchange.to_owned(),
             routing_key: key.to_owned(),
-            message: Some(named(id)),
+            message: Some(Message {
+                correlation_id: if id == "c" { "other" } else { "order-1" }.to_owned(),
+                ..named(id)
+            }),
             ..Default::default()
         };
         audit.front.publish(request).await.expect("published");
@@ -558,6 +561,10 @@ async fn filters_are_met_and_bound_to_their_tokens(on: On) {
         ..Default::default()
     };
     let any = Status::Unspecified;
+    let of_workflow = |correlation_id: &str, exchange: &str| MessageLogFilter {
+        correlation_id: correlation_id.to_owned(),
+        ..of(exchange, "", any)
+    };
     let cases = [
         (of(&exchange, "", any), vec!["d", "a"]),
         (of("", "k", any), vec!["d", "b", "a"]),
@@ -566,6 +573,9 @@ async fn filters_are_met_and_bound_to_their_tokens(on: On) {
         (of("", "", Status::Failed), vec![]),
         (of(&exchange, "k", Status::Published), vec!["d"]),
         (of(&exchange, "K", any), vec![]),
+        (of_workflow("order-1", ""), vec!["d", "b", "a"]),
+        (of_workflow("order-1", &exchange), vec!["d", "a"]),
+        (of_workflow("other", &exchange), vec![]),
         (
             MessageLogFilter {
                 published_after: b,

@@ -18,6 +18,8 @@ pub fn names() -> Vec<String> {
         "m20261122_000003_dead_letter_queues",
         "m20261122_000004_message_logs",
         "m20261125_000005_write_probe",
+        "m20261126_000006_message_log_correlation_id",
+        "m20261126_000007_message_log_by_correlation_id",
     ]
     .map(str::to_owned)
     .to_vec()
@@ -81,9 +83,10 @@ pub const TABLES: &[Table] = &[
     Table {
         name: "message_logs",
         columns: "id message_id publish_id? exchange routing_key payload? payload_size metadata status published_at \
-                  delivered_at? failed_at? created_at updated_at",
+                  delivered_at? failed_at? created_at updated_at correlation_id?",
         indexes: &[
             "! message_id",
+            "correlation_id published_at id",
             "published_at id",
             "exchange published_at id",
             "status published_at id",

@@ -32,6 +32,8 @@ const TIMELINE: u64 = 1_000;
 pub struct LogFilter {
     pub exchange: Option<String>,
     pub routing_key: Option<String>,
+    /// Entries that a version before wrote have none.
+    pub correlation_id: Option<String>,
     pub status: Option<LogStatus>,
     /// From this moment on.
     pub published_after: Option<Time>,
@@ -118,7 +120,12 @@ impl Store {
 impl LogFilter {
     /// Whether conditions are left that no index serves.
     fn scans(&self) -> bool {
-        self.routing_key.is_some() || (self.exchange.is_some() && self.status.is_some())
+        let served = [
+            self.correlation_id.is_some(),
+            self.exchange.is_some(),
+            self.status.is_some(),
+        ];
+        self.routing_key.is_some() || served.into_iter().filter(|is_set| *is_set).count() > 1
     }
 
     fn equal(column: Column, text: Option<&str>) -> Condition {
@@ -136,9 +143,10 @@ impl LogFilter {
         let moment = |at: Time| row::moment(at, backend);
         let after = self.published_after.map(moment);
         let before = self.published_before.map(moment);
-        let first = match &self.exchange {
-            Some(exchange) => Self::equal(Column::Exchange, Some(exchange)),
-            None => self.status(),
+        let first = match (&self.correlation_id, &self.exchange) {
+            (Some(id), _) => Self::equal(Column::CorrelationId, Some(id)),
+            (None, Some(exchange)) => Self::equal(Column::Exchange, Some(exchange)),
+            (None, None) => self.status(),
         };
         first
             .add_option(after.map(|at| Column::PublishedAt.gte(at)))
@@ -147,16 +155,19 @@ impl LogFilter {
 
     /// That index.
     fn index(&self) -> Option<Index> {
-        match (&self.exchange, self.status) {
-            (Some(_), _) => Some("idx_message_logs_exchange_published_at_id"),
-            (None, Some(_)) => Some("idx_message_logs_status_published_at_id"),
-            (None, None) => None,
+        match (&self.correlation_id, &self.exchange, self.status) {
+            (Some(_), ..) => Some("idx_message_logs_correlation_id_published_at_id"),
+            (None, Some(_), _) => Some("idx_message_logs_exchange_published_at_id"),
+            (None, None, Some(_)) => Some("idx_message_logs_status_published_at_id"),
+            (None, None, None) => None,
         }
     }
 
     /// The rest.
     fn scanned(&self) -> Condition {
-        Self::equal(Column::RoutingKey, self.routing_key.as_deref()).add(self.status())
+        Self::equal(Column::RoutingKey, self.routing_key.as_deref())
+            .add(Self::equal(Column::Exchange, self.exchange.as_deref()))
+            .add(self.status())
     }
 }
 

@@ -53,7 +53,9 @@ pub(super) fn of_entry(backend: DbBackend) -> SimpleExpr {
         .case(Column::Payload.is_null(), Expr::val(0))
         .finally(Expr::col(Column::PayloadSize))
         .into();
+    let correlation = Func::coalesce([length(Column::CorrelationId), Expr::val(0)]);
     let texts = [
+        SimpleExpr::from(correlation).mul(2),
         length(Column::MessageId).mul(2),
         length(Column::Exchange).mul(2),
         length(Column::RoutingKey),

@@ -184,6 +184,7 @@ fn row(
     let fits = u64::try_from(size).is_ok_and(|size| size <= limit(work));
     let keeps_payload = entry.keeps_payload && fits;
     let status = standing.map_or(LogStatus::Published, |standing| standing.status());
+    let correlation_id = entry.message.correlation_id.as_deref();
     message_log::ActiveModel {
         id: NotSet,
         message_id: Set(id.to_owned()),
@@ -199,6 +200,7 @@ fn row(
         failed_at: Set(standing.and_then(|standing| standing.failed_at)),
         created_at: Set(now),
         updated_at: Set(now),
+        correlation_id: Set(correlation_id.map(row::storable)),
     }
 }
 

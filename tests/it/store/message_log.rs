@@ -485,10 +485,16 @@ async fn filters_are_met_together(own: &Own) {
         .into_iter()
         .enumerate()
     {
-        let names = Entry {
+        let mut names = Entry {
             exchange: exchange.to_owned(),
             routing_key: key.to_owned(),
             ..entry("x")
+        };
+        // 1 and 4 are of one workflow; the others say nothing, or something else.
+        names.message.correlation_id = match n {
+            1 | 4 => Some("w".to_owned()),
+            2 => Some("W".to_owned()),
+            _ => None,
         };
         let seconds = i64::try_from(n).expect("small");
         log(&store, &[published_as(&n.to_string(), seconds, names)]).await;
@@ -504,7 +510,24 @@ async fn filters_are_met_together(own: &Own) {
         status,
         ..LogFilter::default()
     };
+    let of = |id: &str, filter: LogFilter| LogFilter {
+        correlation_id: Some(id.to_owned()),
+        ..filter
+    };
+    let published = Some(LogStatus::Published);
     let cases = [
+        (of("w", filter("", "", None)), vec!["4", "1"]),
+        (of("W", filter("", "", None)), vec!["2"]),
+        (of("w ", filter("", "", None)), vec![]),
+        (of("w", filter("b", "", None)), vec![]),
+        (of("w", filter("a", "k", published)), vec!["4"]),
+        (
+            LogFilter {
+                published_before: Some(at(4)),
+                ..of("w", filter("", "", None))
+            },
+            vec!["1"],
+        ),
         (filter("a", "", None), vec!["4", "1", "0"]),
         (filter("", "k", None), vec!["4", "3", "2", "0"]),
         (filter("a", "k", None), vec!["4", "0"]),
