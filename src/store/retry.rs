@@ -1,6 +1,6 @@
 //! Retries: claiming what is due, saying what became of it, and returning what its owner left behind.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select,
@@ -126,30 +126,35 @@ impl Store {
     pub async fn sent(&self, id: Uuid, token: Uuid, sent: Sent) -> Result<FailedMessage, Error> {
         transaction!(self, |work| {
             let row = work.row(id).await?;
-            let mut state = row.state()?;
-            let number = state.attempt;
-            let held = match sent {
-                Sent::Confirmed { quiet_period } => {
-                    state.sent(token, work.now + micros(quiet_period))
-                }
-                Sent::NotSent { again_after } => {
-                    let again = again_after.map(|after| work.now + micros(after));
-                    state.not_sent(token, again)
-                }
-                Sent::Returned | Sent::EditedInDoubt => state.set_aside(token),
-            };
-            if held {
-                work.save(&row, &state, |columns| {
-                    if sent == Sent::Returned {
-                        columns.reason = Set(Reason::Returned.to_string());
+            note_sent(work, &row, token, sent).await?;
+            work.row(id).await?.read()?
+        })
+    }
+
+    /// The same of many, in one transaction. What was deleted meanwhile is left out.
+    pub async fn sent_many(&self, sent: &[(Uuid, Uuid, Sent)]) -> Result<(), Error> {
+        transaction!(self, |work| {
+            use failed_message::Column;
+            let of: HashMap<String, _> = sent
+                .iter()
+                .map(|(id, token, sent)| (id.to_string(), (*token, *sent)))
+                .collect();
+            // In the order of ids, so that two transactions wait for each other only one way.
+            let rows = basic(failed_message::Entity::find())
+                .filter(Column::Id.is_in(of.keys()))
+                .order_by_asc(Column::Id);
+            for row in work.locking(rows).all(&work.tx).await? {
+                let Some((token, sent)) = of.get(&row.id).copied() else {
+                    continue;
+                };
+                match note_sent(work, &row, token, sent).await {
+                    // The others are not to wait for it.
+                    Err(damaged @ Error::Damaged { .. }) => {
+                        tracing::error!(error = %damaged, "what became of a retry cannot be stored");
                     }
-                })
-                .await?;
-                if !matches!(sent, Sent::Confirmed { .. }) {
-                    work.attempt_undone(&row.id, number).await?;
+                    noted => noted?,
                 }
             }
-            work.row(id).await?.read()?
         })
     }
 
@@ -261,6 +266,38 @@ impl Store {
                 .await?;
         })
     }
+}
+
+/// Writes what became of a locked row's copy, while its lease is held.
+async fn note_sent(
+    work: &mut Work,
+    row: &failed_message::Model,
+    token: Uuid,
+    sent: Sent,
+) -> Result<(), Error> {
+    let mut state = row.state()?;
+    let number = state.attempt;
+    let held = match sent {
+        Sent::Confirmed { quiet_period } => state.sent(token, work.now + micros(quiet_period)),
+        Sent::NotSent { again_after } => {
+            let again = again_after.map(|after| work.now + micros(after));
+            state.not_sent(token, again)
+        }
+        Sent::Returned | Sent::EditedInDoubt => state.set_aside(token),
+    };
+    if !held {
+        return Ok(());
+    }
+    work.save(row, &state, |columns| {
+        if sent == Sent::Returned {
+            columns.reason = Set(Reason::Returned.to_string());
+        }
+    })
+    .await?;
+    if !matches!(sent, Sent::Confirmed { .. }) {
+        work.attempt_undone(&row.id, number).await?;
+    }
+    Ok(())
 }
 
 fn retrying() -> Select<failed_message::Entity> {

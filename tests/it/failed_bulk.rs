@@ -1,22 +1,39 @@
 //! Many failed messages at once: lists, kinds, figures, bulk retries and deletes, and watching them.
 
-use courtier::grpc::proto::{
-    DeleteFailedMessagesRequest, ErrorDetail, FailedMessageFilter, GetFailedMessageStatsRequest,
-    ListFailedMessageGroupsRequest, ListFailedMessagesRequest, ListFailedMessagesResponse, Nack,
-    RetryFailedMessagesRequest, RetryFailedMessagesResponse, WatchFailedMessagesRequest,
-    failed_message::Status,
-    list_failed_messages_request::View,
-    message::Payload,
-    nack::Action,
-    retry_failed_messages_response::State,
-    watch_failed_messages_response::{Change, change::Kind},
+use std::{collections::BTreeSet, time::Duration};
+
+use courtier::{
+    broker::{
+        Broker,
+        memory::MemoryBroker,
+        topology::{Queue, QueueKind, Topology},
+    },
+    failure::{Death, Next},
+    grpc::proto::{
+        DeleteFailedMessagesRequest, ErrorDetail, FailedMessage, FailedMessageFilter,
+        GetFailedMessageStatsRequest, ListFailedMessageGroupsRequest, ListFailedMessagesRequest,
+        ListFailedMessagesResponse, Nack, RetryFailedMessagesRequest, RetryFailedMessagesResponse,
+        WatchFailedMessagesRequest,
+        failed_message::Status,
+        failed_messages_client::FailedMessagesClient,
+        list_failed_messages_request::View,
+        message::Payload,
+        nack::Action,
+        retry_failed_messages_response::State,
+        watch_failed_messages_response::{Change, change::Kind},
+    },
+    store::Filter,
 };
 use tonic::{Code, Status as GrpcStatus, Streaming};
 
 use crate::{
     desk::{Desk, hasty, refuse, slow, told},
-    front::{On, from, nack_as, on_both, timely},
+    front::{Front, On, from, nack_as, on_both, timely},
     harness::eventually,
+    store::{
+        database::Own,
+        deaths::{at_once, death},
+    },
 };
 
 on_both! {
@@ -145,6 +162,63 @@ async fn a_bulk_retry_retries_what_the_filter_lets_through_and_says_how_it_went(
     // The oldest go first.
     let left = ["other", "4"].map(|body| Some(Payload::Data(body.into())));
     assert_eq!(bodies, left);
+}
+
+/// Not so many a round: the round after the first one is an hour away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_bulk_retry_asks_for_is_sent_without_waiting_for_the_next_round() {
+    const COUNT: usize = 300;
+    let own = Own::file();
+    let store = own.store().await;
+    let parked = || Death {
+        next: Next::Park,
+        ..death("work")
+    };
+    let deaths: Vec<_> = std::iter::repeat_with(parked).take(COUNT).collect();
+    store.collect(&deaths, at_once).await.expect("stored");
+    let begun = store.begin_operation(&Filter::default(), 1_000, None).await;
+    let operation = begun.expect("begun").id;
+    store.close().await;
+
+    let memory = MemoryBroker::new();
+    let topology = Topology {
+        queues: vec![Queue::bare("work", QueueKind::Classic)],
+        ..Topology::default()
+    };
+    memory.declare(&topology).await.expect("declared");
+    let front = Front::of(memory.clone(), Some(memory), |setup| {
+        setup.config.database = own.options();
+        setup.config.retries.poll = Duration::from_secs(3_600);
+    })
+    .await;
+    eventually("all are in the queue", async || {
+        let queue = front.broker.admin().queue("work").await;
+        queue.expect("it is there").ready == u64::try_from(COUNT).ok()
+    })
+    .await;
+    let failed = FailedMessagesClient::new(front.channel().await);
+    let retrying = || async {
+        let request = ListFailedMessagesRequest {
+            page_size: 1_000,
+            ..Default::default()
+        };
+        let listed = timely(failed.clone().list_failed_messages(request)).await;
+        let rows = listed.expect("listed").into_inner().failed_messages;
+        let of_it = |row: &FailedMessage| {
+            row.operation_id == operation.to_string()
+                && row.status() == Status::Retrying
+                && row.last_retry_at.is_some()
+        };
+        rows.iter().filter(|row| of_it(row)).count()
+    };
+    eventually("that is written of each", || async {
+        retrying().await == COUNT
+    })
+    .await;
+    let once = front.drain("work").await;
+    assert!(once.iter().all(|delivery| delivery.attempt == 2));
+    let ids: BTreeSet<_> = once.iter().map(|one| &one.failed_message_id).collect();
+    assert_eq!((once.len(), ids.len()), (COUNT, COUNT));
 }
 
 async fn a_bulk_retry_goes_on_without_its_caller_and_ends_on_request(on: On) {

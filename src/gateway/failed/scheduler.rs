@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::Semaphore,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -19,8 +19,8 @@ use crate::{
 
 /// Retries under way at a time, and their payloads in memory.
 const UNDER_WAY: usize = 64;
-/// Those that a person asked for, of one queue in one round.
-const ASKED: u64 = 32;
+/// Those of one queue that are claimed at a time: some are claimed while others are sent.
+const BATCH: u64 = 32;
 /// How often leases and quiet periods are looked at.
 const REAP: Duration = Duration::from_secs(1);
 /// A database that came back: so long its leases are left alone, so that whoever holds them can say what became of them.
@@ -88,30 +88,49 @@ impl Scheduler {
                 }
             }
         }
+        let until = Instant::now() + self.sender.policy.poll;
         let pace = pace(&self.sender.policy, number);
-        for queue in store.waiting_queues().await? {
-            for (asked, limit) in [(true, ASKED), (false, pace)] {
+        let queues = store.waiting_queues().await?;
+        // Of each queue what a person asked for, and as much of the schedule as its pace allows.
+        let both = |queue: String| [(queue.clone(), true, u64::MAX), (queue, false, pace)];
+        let mut due: Vec<_> = queues.into_iter().flat_map(both).collect();
+        // All have their turn once; those that have more have it again, until the next round is due.
+        loop {
+            let mut more = Vec::new();
+            for (queue, asked, left) in due {
                 if stop.is_cancelled() {
                     return Ok(());
                 }
-                match self.claim(&queue, asked, limit).await {
-                    Ok(()) => {}
+                let some = left.min(BATCH);
+                match self.claim(&queue, asked, some).await {
+                    Ok(claimed) if claimed == some && claimed < left => {
+                        more.push((queue, asked, left - claimed));
+                    }
+                    Ok(_) => {}
                     Err(error) if error.is_of_database() => return Err(error),
                     Err(error) => tracing::warn!(queue, %error, "no retry of this queue is sent"),
                 }
             }
+            if more.is_empty() || Instant::now() >= until {
+                return Ok(());
+            }
+            due = more;
         }
-        Ok(())
     }
 
-    /// Claims what is due in a queue, and sends it.
-    async fn claim(&self, queue: &str, asked: bool, limit: u64) -> Result<(), Error> {
-        // Nothing is claimed that cannot be sent at once: its lease would run.
-        let free = u64::try_from(self.under_way.available_permits()).unwrap_or_default();
-        let limit = limit.min(free);
-        if limit == 0 {
-            return Ok(());
+    /// Claims what is due in a queue, at most `limit`, and sends it; how much that is.
+    async fn claim(&self, queue: &str, asked: bool, limit: u64) -> Result<u64, Error> {
+        let Ok(wanted) = u32::try_from(limit) else {
+            return Ok(0);
+        };
+        if wanted == 0 {
+            return Ok(0);
         }
+        // Nothing is claimed that cannot be sent at once: its lease would run. Nor does a broker that is slow with some hold up all.
+        let room = self.under_way.clone().acquire_many_owned(wanted);
+        let Ok(Ok(mut room)) = timeout(self.sender.policy.poll, room).await else {
+            return Ok(0);
+        };
         let policy = &self.sender.policy;
         let claimed_at = Instant::now();
         let claimed = self
@@ -119,21 +138,12 @@ impl Scheduler {
             .store
             .claim(queue, asked, limit, policy.lease)
             .await?;
-        for claimed in claimed {
-            let Ok(permit) = self.under_way.clone().acquire_owned().await else {
-                return Ok(());
-            };
-            let sender = self.sender.clone();
-            self.tasks.spawn(async move {
-                let (_, written) = sender.send(&claimed, claimed_at).await;
-                if let Err(error) = written {
-                    let id = claimed.message.id;
-                    tracing::warn!(%id, %error, "what became of a retry is not stored; its lease ends by itself");
-                }
-                drop(permit);
-            });
+        let count = claimed.len();
+        if let Some(room) = room.split(count).filter(|_| count > 0) {
+            let sending = self.sender.clone().send_many(claimed, claimed_at, room);
+            self.tasks.spawn(sending);
         }
-        Ok(())
+        Ok(u64::try_from(count).unwrap_or(u64::MAX))
     }
 
     async fn reap(self, stop: CancellationToken) {

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uuid::Uuid;
 
 use crate::{
@@ -80,6 +81,41 @@ impl Sender {
         claimed: &Claimed,
         claimed_at: Instant,
     ) -> (Fate, Result<FailedMessage, Error>) {
+        let fate = self.publish_claimed(claimed, claimed_at).await;
+        let written = self.write(claimed.message.id, claimed.token, self.sent(fate));
+        (fate, written.await)
+    }
+
+    /// The same of many, at once. What became of those that are confirmed at about the same time is written in one transaction: a
+    /// commit for each would be all that a disk does. `room` is given back as they are done.
+    pub async fn send_many(
+        self,
+        claimed: Vec<Claimed>,
+        claimed_at: Instant,
+        mut room: OwnedSemaphorePermit,
+    ) {
+        let sends = claimed.into_iter().map(|claimed| {
+            let sender = &self;
+            async move {
+                let fate = sender.publish_claimed(&claimed, claimed_at).await;
+                (claimed.message.id, claimed.token, sender.sent(fate))
+            }
+        });
+        let sends: FuturesUnordered<_> = sends.collect();
+        let most = sends.len().max(1);
+        let mut sent = sends.ready_chunks(most);
+        while let Some(sent) = sent.next().await {
+            let written = self.insist(|| self.store.sent_many(&sent)).await;
+            if let Err(error) = written {
+                let ids: Vec<_> = sent.iter().map(|(id, ..)| id.to_string()).collect();
+                tracing::warn!(?ids, %error, "what became of retries is not stored; their leases end by themselves");
+            }
+            drop(room.split(sent.len()));
+        }
+    }
+
+    /// Publishes a claimed row's message.
+    async fn publish_claimed(&self, claimed: &Claimed, claimed_at: Instant) -> Fate {
         let row = &claimed.message;
         let at = message_log::now();
         let span = self.trace(row);
@@ -90,7 +126,6 @@ impl Sender {
         if let Some(span) = span {
             records::end(span, fate);
         }
-        let sent = self.sent(fate);
         tracing::info!(
             id = %row.id,
             queue = row.queue,
@@ -100,7 +135,7 @@ impl Sender {
             trace_id = traces::id_of(&row.message),
             "retried a failed message"
         );
-        (fate, self.write(row.id, claimed.token, sent).await)
+        fate
     }
 
     fn trace(&self, row: &FailedMessage) -> Option<Span> {
