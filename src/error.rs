@@ -521,10 +521,15 @@ impl From<store::Error> for Failure {
             Error::Conflict(status) => Self::from(failed::Error::Conflict(status)),
             Error::PageToken => Self::from(failed::Error::PageToken),
             // Logged where it arose; its words may name the database's inside.
-            Error::Refused(_) | Error::Damaged { .. } => Self::new(
+            Error::Refused(_) => Self::new(
                 Code::Internal,
                 Reason::DatabaseRefused,
                 "the database did not do what it was asked; the gateway's log says why",
+            ),
+            Error::Damaged { .. } => Self::new(
+                Code::Internal,
+                Reason::DatabaseRefused,
+                "what is stored of it cannot be read, as the gateway's log says; nothing can be done with it but to delete it",
             ),
         }
     }

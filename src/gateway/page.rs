@@ -21,6 +21,8 @@ struct Token<C> {
 pub struct Listed<T> {
     pub rows: Vec<T>,
     pub next: String,
+    /// Ids of what is left out, because it cannot be read.
+    pub unreadable: Vec<String>,
 }
 
 /// The token is none, or one of another list.
@@ -76,6 +78,7 @@ pub fn of<T, K: Ord + Serialize + DeserializeOwned>(
     Ok(Listed {
         rows: all,
         next: self::token(last, list),
+        unreadable: Vec::new(),
     })
 }
 

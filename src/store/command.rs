@@ -35,7 +35,11 @@ impl Store {
     pub async fn delete(&self, id: Uuid) -> Result<(), Error> {
         transaction!(self, |work| {
             let row = work.row(id).await?;
-            row.state()?.check_delete()?;
+            match row.state() {
+                // Nothing else can be done with it.
+                Err(Error::Damaged { .. }) => {}
+                state => state?.check_delete()?,
+            }
             work.delete(&[row]).await?;
         })
     }

@@ -243,15 +243,20 @@ async fn step(work: &mut Work, operation: Model) -> Result<(), Error> {
     if rows.is_empty() && ended >= operation.started {
         return end(work, operation.id, OperationState::Done, None).await;
     }
+    let mut started = 0;
     for row in &rows {
-        let mut state = row.state()?;
+        let mut state = match row.state() {
+            // The others are not to wait for it.
+            Err(Error::Damaged { .. }) => continue,
+            state => state?,
+        };
+        started += 1;
         state.ask(work.now)?;
         work.save(row, &state, |columns| {
             columns.operation_id = Set(Some(operation.id.clone()));
         })
         .await?;
     }
-    let started = i64::try_from(rows.len()).unwrap_or_default();
     let last = rows.last();
     let progress = ActiveModel {
         id: Unchanged(operation.id),

@@ -32,6 +32,8 @@ pub struct Page<T> {
     pub rows: Vec<T>,
     /// Where the next part begins; `None`: this was the last one.
     pub next: Option<Cursor>,
+    /// Ids of what is left out, because it cannot be read.
+    pub unreadable: Vec<String>,
 }
 
 /// Failures of one kind.
@@ -163,8 +165,12 @@ impl Store {
                 }
             })
             .await?;
-        let rows: Result<_, Error> = rows.into_iter().map(failed_message::Model::read).collect();
-        Ok(Page { rows: rows?, next })
+        let (rows, unreadable) = readable(rows, failed_message::Model::read)?;
+        Ok(Page {
+            rows,
+            next,
+            unreadable,
+        })
     }
 
     /// How many rows a filter lets through.
@@ -223,6 +229,7 @@ impl Store {
         Ok(Page {
             rows: rows.into_iter().map(read).collect(),
             next,
+            unreadable: Vec::new(),
         })
     }
 
@@ -291,7 +298,12 @@ impl Store {
             .min();
         let mut changes = Vec::with_capacity(rows.len() + deletions.len());
         for row in rows {
-            changes.push((row.updated_at, Change::Changed(Box::new(row.read()?))));
+            let at = row.updated_at;
+            match row.read() {
+                // The others are told.
+                Err(Error::Damaged { .. }) => {}
+                row => changes.push((at, Change::Changed(Box::new(row?)))),
+            }
         }
         for row in deletions {
             let id = row::uuid(&row.id, &row.id, "id")?;
@@ -347,6 +359,28 @@ async fn deleted(pools: &Pools, since: Time, limit: u64) -> Result<Vec<deletion:
         rows.extend(rest.all(&pools.read).await?);
     }
     Ok(rows)
+}
+
+/// Rows that can be read, and the ids of those that cannot: one that was damaged hides no others.
+pub(super) fn readable<M, T>(
+    rows: Vec<M>,
+    read: impl Fn(M) -> Result<T, Error>,
+) -> Result<(Vec<T>, Vec<String>), Error> {
+    let (mut readable, mut unreadable) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        match read(row) {
+            Err(Error::Damaged { id, what }) => {
+                tracing::error!(
+                    id,
+                    what,
+                    "a stored message cannot be read; lists leave it out"
+                );
+                unreadable.push(id);
+            }
+            row => readable.push(row?),
+        }
+    }
+    Ok((readable, unreadable))
 }
 
 fn is_full<T>(rows: &[T], limit: u64) -> bool {

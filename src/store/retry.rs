@@ -15,7 +15,7 @@ use super::{
     row, transaction,
     work::Work,
 };
-use crate::failure::{FailedMessage, Outcome, Reason, Status, machine::By};
+use crate::failure::{FailedMessage, Outcome, Reason, State, Status, machine::By};
 
 /// A row that this replica may publish.
 #[derive(Clone, Debug)]
@@ -195,7 +195,9 @@ impl Store {
                 if row.queue != row::storable(&ack.queue) {
                     continue;
                 }
-                let mut state = row.state()?;
+                let Some(mut state) = known(row.state())? else {
+                    continue;
+                };
                 if !state.acked(ack.attempt, work.now) {
                     continue;
                 }
@@ -225,7 +227,9 @@ impl Store {
                 .order_by_asc(Column::LeaseUntil);
             let rows = work.skipping(lapsed).all(&work.tx).await?;
             for row in &rows {
-                let mut state = row.state()?;
+                let Some(mut state) = known(row.state())? else {
+                    continue;
+                };
                 let number = state.attempt;
                 if state.lapse(work.now) {
                     work.save(row, &state, |_| {}).await?;
@@ -245,7 +249,9 @@ impl Store {
                 .order_by_asc(Column::AssumeAt);
             let rows = work.skipping(quiet).all(&work.tx).await?;
             for row in &rows {
-                let mut state = row.state()?;
+                let Some(mut state) = known(row.state())? else {
+                    continue;
+                };
                 if state.assume(work.now) {
                     work.save(row, &state, |_| {}).await?;
                     work.attempt_ends(&row.id, state.attempt, Outcome::Assumed, None)
@@ -298,6 +304,14 @@ async fn note_sent(
         work.attempt_undone(&row.id, number).await?;
     }
     Ok(())
+}
+
+/// `None`: it cannot be read, and others of the same transaction are not to wait for it.
+fn known(state: Result<State, Error>) -> Result<Option<State>, Error> {
+    match state {
+        Err(Error::Damaged { .. }) => Ok(None),
+        state => state.map(Some),
+    }
 }
 
 fn retrying() -> Select<failed_message::Entity> {

@@ -214,9 +214,11 @@ impl Work {
                 .exec_without_returning(&self.tx)
                 .await?;
             for row in rows {
-                let state = row.state()?;
-                self.group(&row.fingerprint).count(state.status, -1);
-                if let Some(operation) = row.operation_id.as_ref().filter(|_| state.manual) {
+                // Of one that cannot be read nobody knows where it was counted.
+                if let Ok(status) = row::parse(&row.status, &row.id, "status") {
+                    self.group(&row.fingerprint).count(status, -1);
+                }
+                if let Some(operation) = row.operation_id.as_ref().filter(|_| row.manual) {
                     self.operations
                         .entry(operation.clone())
                         .or_default()

@@ -9,7 +9,7 @@ use crate::{
     cli::{
         Exit,
         client::{self, Gateway, Output},
-        moment,
+        complain, moment,
         pages::{PAGE, pages, say_more},
         print, print_json,
         table::{Fit, Table},
@@ -55,6 +55,7 @@ pub(super) async fn run(list: List) -> Result<(), Exit> {
         ("ERROR", Fit::Cut),
     ]);
     let terminal = io::stdout().is_terminal();
+    let mut unreadable = Vec::new();
     let ask = async |page_size, page_token| {
         let request = ListFailedMessagesRequest {
             filter: Some(list.filter.filter()),
@@ -66,6 +67,7 @@ pub(super) async fn run(list: List) -> Result<(), Exit> {
         let page = answer
             .map_err(|status| client::failed(&status))?
             .into_inner();
+        unreadable.extend(page.unreadable_ids);
         Ok((page.failed_messages, page.next_page_token))
     };
     let mut none = true;
@@ -91,6 +93,12 @@ pub(super) async fn run(list: List) -> Result<(), Exit> {
     .await?;
     if list.output == Output::Text && (none || !list.full) {
         table.print_or("no failed messages match")?;
+    }
+    if !unreadable.is_empty() {
+        complain(&format!(
+            "not listed, because what is stored of them cannot be read: {}; courtier failed delete takes their ids",
+            unreadable.join(" ")
+        ));
     }
     if more {
         say_more(list.limit, "more conditions");

@@ -208,6 +208,7 @@ impl FailedMessages {
         Ok(Listed {
             rows: found.rows,
             next: page::token(found.next, &list),
+            unreadable: found.unreadable,
         })
     }
 
@@ -226,6 +227,7 @@ impl FailedMessages {
             .failed_messages(filter, cursor.as_ref(), size.into())
             .await?;
         let (mut rows, mut bytes, mut next) = (Vec::new(), 0, found.next);
+        let mut unreadable = found.unreadable;
         let mut last = None;
         for row in found.rows {
             let here = store::Cursor {
@@ -235,6 +237,11 @@ impl FailedMessages {
             let full = match self.get(row.id).await {
                 // Deleted meanwhile.
                 Err(Error::NotFound) => continue,
+                // Its history.
+                Err(Error::Store(store::Error::Damaged { .. })) => {
+                    unreadable.push(row.id.to_string());
+                    continue;
+                }
                 full => full?,
             };
             bytes += full.message.message.payload.len();
@@ -248,6 +255,7 @@ impl FailedMessages {
         Ok(Listed {
             rows,
             next: page::token(next, &list),
+            unreadable,
         })
     }
 
@@ -400,6 +408,7 @@ impl FailedMessages {
         Ok(Listed {
             rows: found.rows,
             next: page::token(found.next, &list),
+            unreadable: found.unreadable,
         })
     }
 

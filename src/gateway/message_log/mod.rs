@@ -150,6 +150,7 @@ impl MessageLog {
         Ok(Listed {
             rows: found.rows,
             next: page::token(found.next, &list),
+            unreadable: found.unreadable,
         })
     }
 

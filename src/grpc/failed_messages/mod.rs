@@ -65,14 +65,14 @@ impl FailedMessages for Service {
         let filter = read_filter(request.filter)?;
         let size = page_size(request.page_size)?;
         let token = &request.page_token;
-        let (failed_messages, next_page_token) = if full {
+        let (failed_messages, next_page_token, unreadable_ids) = if full {
             let listed = self
                 .failed()
                 .list_full(&filter, size, token)
                 .await
                 .map_err(status)?;
             let rows = listed.rows.into_iter().map(write_full).collect();
-            (rows, listed.next)
+            (rows, listed.next, listed.unreadable)
         } else {
             let listed = self
                 .failed()
@@ -80,11 +80,12 @@ impl FailedMessages for Service {
                 .await
                 .map_err(status)?;
             let rows = listed.rows.into_iter().map(write_basic).collect();
-            (rows, listed.next)
+            (rows, listed.next, listed.unreadable)
         };
         Ok(Response::new(ListFailedMessagesResponse {
             failed_messages,
             next_page_token,
+            unreadable_ids,
         }))
     }
 

@@ -37,6 +37,8 @@ struct ListFailedMessagesResponse {
     failed_messages: Vec<FailedMessage>,
     /// Asks for the next page. Empty: this is the last one. A short page alone does not mean that.
     next_page_token: String,
+    /// Messages that belong here and cannot be read: what is stored of them was damaged. They can be deleted.
+    unreadable_ids: Vec<String>,
 }
 
 /// Lists failed messages with their payloads and histories, the newest first.
@@ -60,6 +62,7 @@ async fn list(
     Ok(Json(ListFailedMessagesResponse {
         failed_messages: listed.rows.into_iter().map(FailedMessage::full).collect(),
         next_page_token: listed.next,
+        unreadable_ids: listed.unreadable,
     }))
 }
 

@@ -19,7 +19,7 @@ use crate::{
         },
         index::{Index, along},
         properties,
-        query::{SCAN, cut},
+        query::{SCAN, cut, readable},
         row,
     },
 };
@@ -85,10 +85,11 @@ impl Store {
         let next = cut(&mut rows, limit, |row| {
             (row.published_at, row.id.to_string())
         });
-        let rows: Result<_, _> = rows.into_iter().map(Model::read).collect();
+        let (rows, unreadable) = readable(rows, Model::read)?;
         Ok(Page {
-            rows: rows?,
+            rows,
             next: next.or(end),
+            unreadable,
         })
     }
 

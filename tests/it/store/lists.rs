@@ -4,8 +4,9 @@ use std::{collections::HashSet, time::Duration};
 
 use courtier::{
     failure::{Death, FailedMessage, Next, Reason, Status, Time},
-    store::{Cursor, Filter, Sent, Store},
+    store::{Ack, Cursor, Error, Filter, Sent, Store},
 };
+use sea_orm::DbBackend;
 use uuid::Uuid;
 
 use super::{
@@ -20,6 +21,7 @@ on_each! {
     pages_follow_each_other_while_rows_come
     several_states_are_one_list
     a_search_gives_up_after_so_many_rows_and_goes_on_from_there
+    what_cannot_be_read_hides_nothing_and_can_be_deleted
     figures_by_queue_and_kind
     groups_come_in_pages_too
 }
@@ -324,6 +326,57 @@ async fn a_search_gives_up_after_so_many_rows_and_goes_on_from_there(own: &Own) 
     let rows = pages.concat();
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[1].id, first.id);
+    store.close().await;
+}
+
+async fn what_cannot_be_read_hides_nothing_and_can_be_deleted(own: &Own) {
+    let store = own.store().await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(collected(&store, "work").await.id);
+    }
+    let raw = own.raw().await;
+    let damage = async |column: &str, value: &str, id: Uuid| {
+        raw.run(&format!(
+            "UPDATE failed_messages SET {column} = {value} WHERE id = '{id}'"
+        ))
+        .await;
+    };
+    let bytes = match raw.backend() {
+        DbBackend::Postgres => r"'\x6f6464'::bytea",
+        _ => "x'6f6464'",
+    };
+    damage("properties", bytes, ids[1]).await;
+    damage("resolution", "'odd'", ids[2]).await;
+    let all = Filter::default();
+    let page = store.failed_messages(&all, None, 10).await.expect("listed");
+    let listed: Vec<_> = page.rows.iter().map(|row| row.id).collect();
+    assert_eq!(listed, [ids[3], ids[0]]);
+    assert_eq!(page.unreadable, [ids[2], ids[1]].map(|id| id.to_string()));
+    // Nor does it hold up what is done with many.
+    let begun = store.begin_operation(&all, 10, None).await;
+    let operation = begun.expect("begun").id;
+    store.step_operation().await.expect("a step");
+    let operation = store.operation(operation).await.expect("it is there");
+    assert_eq!(operation.started, 3);
+    let acks = ids.iter().map(|id| Ack {
+        id: *id,
+        attempt: 1,
+        dropped: false,
+        queue: "work".to_owned(),
+    });
+    let acks: Vec<_> = acks.collect();
+    store.acked(&acks).await.expect("taken");
+
+    for id in [ids[1], ids[2]] {
+        let unreadable = store.failed_message(id).await;
+        assert!(matches!(unreadable, Err(Error::Damaged { .. })));
+        store.delete(id).await.expect("deleted");
+    }
+    let page = store.failed_messages(&all, None, 10).await.expect("listed");
+    assert_eq!((page.rows.len(), page.unreadable.len()), (2, 0));
+    let stats = store.stats(None).await.expect("counted");
+    assert_eq!(stats.queues[0].counts.all(), 2);
     store.close().await;
 }
 
