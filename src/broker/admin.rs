@@ -95,6 +95,8 @@ pub struct QueueInfo {
     /// `quorum`, `classic`, `stream`.
     pub kind: Option<String>,
     pub durable: Option<bool>,
+    /// The broker deletes it when its last consumer goes.
+    pub auto_delete: Option<bool>,
     pub arguments: Option<Table>,
     pub ready: Option<u64>,
     pub unacked: Option<u64>,

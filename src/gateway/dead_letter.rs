@@ -8,7 +8,7 @@ use super::Gateway;
 use crate::{
     broker::{
         Delivery, Fate, Publish,
-        topology::{Queue, Topology, dead_letter_queue},
+        topology::{Queue, TEMPORARY, Topology, dead_letter_queue},
     },
     failure::{ErrorDetail, MAX_ERROR_TEXT, Next},
     message::{Message, Value, header},
@@ -24,19 +24,29 @@ pub struct NotStored(Fate);
 
 impl Gateway {
     /// Stores a copy of a delivery from `queue` in `<queue>.dlq`, and sees to it that it is collected from there. Makes that
-    /// queue if it is missing.
+    /// queue if it is missing; temporary queues share one.
     pub(super) async fn dead_letter(&self, queue: String, copy: Message) -> Result<(), NotStored> {
-        self.store_copy(dead_letter_queue(&queue), copy).await?;
+        let collected = self.store_copy(&queue, copy).await?;
         // Not before: to consume a quorum queue that is just being made crashes RabbitMQ 3.10's channel, and ends the connection.
-        self.failed.collectors.ensure(&queue);
+        self.failed.collectors.ensure(collected);
         Ok(())
     }
 
-    async fn store_copy(&self, target: String, copy: Message) -> Result<(), NotStored> {
+    /// Answers whose dead-letter queue has it.
+    async fn store_copy<'a>(&self, queue: &'a str, copy: Message) -> Result<&'a str, NotStored> {
+        let target = dead_letter_queue(queue);
         match self.store(&target, copy.clone()).await {
             Fate::Unroutable => {}
-            fate => return confirmed(fate),
+            fate => return confirmed(fate).map(|()| queue),
         }
+        let (queue, target) = match self.queues.is_temporary(queue).await {
+            true => (TEMPORARY, dead_letter_queue(TEMPORARY)),
+            false => (queue, target),
+        };
+        self.store_or_make(target, copy).await.map(|()| queue)
+    }
+
+    async fn store_or_make(&self, target: String, copy: Message) -> Result<(), NotStored> {
         // One at a time: of two at once, RabbitMQ tells the second that a quorum queue exists before it takes messages.
         let _making = self.making_queues.lock().await;
         match self.store(&target, copy.clone()).await {

@@ -71,6 +71,7 @@ mod stop;
 mod store;
 mod subscribe;
 mod subscribe_end;
+mod temporary;
 mod tls;
 mod topology;
 mod traces;

@@ -58,6 +58,12 @@ impl Office {
         self.admin.clone()
     }
 
+    /// Waits until the gateway has stopped.
+    pub async fn stop(self) {
+        drop(self.admin);
+        self.front.stopped().await.expect("it stops in order");
+    }
+
     pub async fn get(&self, name: &str) -> Result<Queue, Status> {
         let name = name.to_owned();
         let answer = timely(self.admin().get_queue(GetQueueRequest { name })).await?;
@@ -230,6 +236,7 @@ async fn a_work_queue_comes_with_its_dead_letter_queue(on: On) {
         profile: Profile::Standard.into(),
         arguments: arguments(&[("x-max-length", Kind::NumberValue(5.0))]),
         validate_only: true,
+        ..Default::default()
     };
     let planned = office.create(request.clone()).await.expect("valid");
     assert!(planned.created);
@@ -407,6 +414,7 @@ async fn a_queue_is_deleted_under_conditions(on: On) {
         name: name.clone(),
         if_unused,
         if_empty,
+        ..Default::default()
     };
     let mut stream = office.subscribe(from(&[&name])).await;
     let held = stream.delivery().await;

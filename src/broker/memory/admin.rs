@@ -36,6 +36,7 @@ impl State {
             name: name.to_owned(),
             kind: Some(declared.kind.to_string()),
             durable: Some(true),
+            auto_delete: Some(declared.auto_delete),
             arguments: Some(declared.arguments()),
             ready: Some(ready),
             unacked: Some(unacked),

@@ -48,6 +48,7 @@ impl State {
         self.subscribers.insert(id, subscriber);
         for (index, name) in queues.iter().enumerate() {
             if let Some(queue) = self.queues.get_mut(name) {
+                queue.join();
                 queue.waiting.push_back(Consumer {
                     subscriber: id,
                     queue: index,
@@ -117,17 +118,25 @@ impl State {
 
     /// Hands nothing more to a subscriber, and returns what it has not taken.
     pub(super) fn stop(&mut self, id: u64, now: Instant) {
-        self.withdraw(id);
+        let orphans = self.withdraw(id, now);
         let subscriber = self.subscribers.get_mut(&id);
         let unread = subscriber.map(Subscriber::unread).unwrap_or_default();
         self.release(id, &unread, Settle::Requeue, now);
+        self.delete_queues(&orphans, now);
     }
 
     /// Removes a subscriber and returns everything unsettled.
     pub(super) fn leave(&mut self, id: u64, now: Instant) {
-        self.withdraw(id);
+        let orphans = self.withdraw(id, now);
         self.return_all(id, now);
         self.subscribers.remove(&id);
+        self.delete_queues(&orphans, now);
+    }
+
+    fn delete_queues(&mut self, names: &[Arc<str>], now: Instant) {
+        for name in names {
+            self.delete_queue(name, now);
+        }
     }
 
     /// Deletes a queue with all that is in it, and ends the subscriptions to it.
@@ -158,7 +167,7 @@ impl State {
         let ids: Vec<u64> = self.subscribers.keys().copied().collect();
         // All withdraw first, so that none is handed what another returns.
         for id in &ids {
-            self.withdraw(*id);
+            self.withdraw(*id, now);
         }
         for id in ids {
             self.return_all(id, now);
@@ -168,16 +177,31 @@ impl State {
         }
     }
 
-    fn withdraw(&mut self, id: u64) {
+    /// Hands it nothing more. Answers the queues that go with it.
+    fn withdraw(&mut self, id: u64, now: Instant) -> Vec<Arc<str>> {
+        let mut orphans = Vec::new();
         let Some(subscriber) = self.subscribers.get_mut(&id) else {
-            return;
+            return orphans;
         };
-        subscriber.stopped = true;
-        for feed in &subscriber.feeds {
-            if let Some(queue) = self.queues.get_mut(&feed.queue) {
+        if std::mem::replace(&mut subscriber.stopped, true) {
+            return orphans;
+        }
+        let names: Vec<_> = subscriber
+            .feeds
+            .iter()
+            .map(|feed| feed.queue.clone())
+            .collect();
+        for name in names {
+            if let Some(queue) = self.queues.get_mut(&name) {
                 queue.waiting.retain(|consumer| consumer.subscriber != id);
+                if queue.leave(now) {
+                    orphans.push(name);
+                } else {
+                    self.watch_end(&name);
+                }
             }
         }
+        orphans
     }
 
     fn return_all(&mut self, id: u64, now: Instant) {

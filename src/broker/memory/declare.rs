@@ -2,6 +2,8 @@
 
 use std::{collections::hash_map, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{exchange::Exchange, queue::Queue, state::State};
 use crate::{
     broker::{
@@ -15,7 +17,11 @@ use crate::{
 };
 
 impl State {
-    pub(super) fn declare(&mut self, topology: &Topology) -> Result<Vec<Difference>, Error> {
+    pub(super) fn declare(
+        &mut self,
+        topology: &Topology,
+        now: Instant,
+    ) -> Result<Vec<Difference>, Error> {
         if self.closed {
             return Err(Error::Down);
         }
@@ -24,7 +30,8 @@ impl State {
             differences.extend(self.declare_exchange(exchange)?);
         }
         for queue in &topology.queues {
-            differences.extend(self.declare_queue(queue)?);
+            differences.extend(self.declare_queue(queue, now)?);
+            self.watch_end(&queue.name);
         }
         for binding in &topology.bindings {
             self.bind(binding)?;
@@ -57,14 +64,27 @@ impl State {
         }
     }
 
-    fn declare_queue(&mut self, wanted: &topology::Queue) -> Result<Option<Difference>, Error> {
+    fn declare_queue(
+        &mut self,
+        wanted: &topology::Queue,
+        now: Instant,
+    ) -> Result<Option<Difference>, Error> {
         let wanted = understood(wanted).map_err(Error::Refused)?;
-        let Some(existing) = self.queues.get(wanted.name.as_str()) else {
+        let Some(existing) = self.queues.get_mut(wanted.name.as_str()) else {
             let name = Arc::from(wanted.name.as_str());
-            self.queues.insert(name, Queue::new(wanted));
+            self.queues.insert(name, Queue::new(wanted, now));
             return Ok(None);
         };
-        let mismatches = mismatches(&wanted.arguments(), &existing.declared.arguments());
+        let mut mismatches = mismatches(&wanted.arguments(), &existing.declared.arguments());
+        let (is, was) = (wanted.auto_delete, existing.declared.auto_delete);
+        mismatches.extend((is != was).then(|| Mismatch {
+            argument: "auto_delete".to_owned(),
+            wanted: Some(is.to_string()),
+            actual: Some(was.to_string()),
+        }));
+        if mismatches.is_empty() {
+            existing.used(now);
+        }
         let details = mismatches.into_iter().map(
             |Mismatch {
                  argument,
@@ -109,9 +129,6 @@ fn refuse_default_exchange(name: &str) -> Result<(), Error> {
 
 /// A queue with its further arguments as this broker understands them; the error is for people.
 fn understood(wanted: &topology::Queue) -> Result<topology::Queue, String> {
-    if wanted.others.is_empty() {
-        return Ok(wanted.clone());
-    }
     let arguments = wanted.arguments();
     let text = |name: &str| match arguments.get(name) {
         None => Ok(None),
@@ -136,6 +153,13 @@ fn understood(wanted: &topology::Queue) -> Result<topology::Queue, String> {
             ));
         }
     };
+    if kind == QueueKind::Quorum && wanted.auto_delete {
+        return Err("a quorum queue cannot be auto-delete".to_owned());
+    }
+    let expires = number(&arguments, argument::EXPIRES)?;
+    if expires == Some(0) {
+        return Err(format!("{} must be at least 1", argument::EXPIRES));
+    }
     let max_length = number(&arguments, argument::MAX_LENGTH)?;
     let overflow = text(argument::OVERFLOW)?;
     if max_length.is_some() && overflow.as_deref() != Some(argument::REJECT_PUBLISH) {
@@ -159,6 +183,7 @@ fn understood(wanted: &topology::Queue) -> Result<topology::Queue, String> {
     let known = [
         argument::TYPE,
         argument::MESSAGE_TTL,
+        argument::EXPIRES,
         argument::MAX_LENGTH,
         argument::OVERFLOW,
         argument::MAX_PRIORITY,
@@ -181,6 +206,8 @@ fn understood(wanted: &topology::Queue) -> Result<topology::Queue, String> {
         max_priority: number(&arguments, argument::MAX_PRIORITY)?,
         delivery_limit: number(&arguments, argument::DELIVERY_LIMIT)?,
         dead_letter,
+        expires: expires.map(Duration::from_millis),
+        auto_delete: wanted.auto_delete,
         others: wanted.others.clone(),
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! It keeps nothing after the process ends, whatever was confirmed. Until then it promises what RabbitMQ 3.10 does:
 //! the default, direct, topic, fanout and headers exchanges; queues with priorities, time to live of queues and
-//! messages, the delivery limit of quorum queues, dead-lettering of what died of either, and a maximum length that refuses
+//! messages, queues that go when nobody uses them (expiry, auto-delete), the delivery limit of quorum queues, dead-lettering of what died of either, and a maximum length that refuses
 //! publishes; prefetch, redelivery in the old place, and turns among the consumers of one queue. `tests/it/contract/` holds both brokers to it.
 //!
 //! It differs in this: quorum and classic queues are the same thing but for the delivery limit; arguments of queues that it does not know
@@ -136,7 +136,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
-        self.shared.lock().declare(topology)
+        self.shared.lock().declare(topology, Instant::now())
     }
 
     fn admin(&self) -> &dyn Admin {

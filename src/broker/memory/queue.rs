@@ -56,10 +56,14 @@ pub(super) struct Queue {
     pub(super) acked: u64,
     /// Fetched and neither acked nor returned.
     pub(super) fetched: u64,
+    /// Subscriptions that it may hand messages to.
+    consumers: usize,
+    /// When it was declared, fetched from, or left by its last consumer.
+    last_use: Instant,
 }
 
 impl Queue {
-    pub(super) fn new(declared: topology::Queue) -> Self {
+    pub(super) fn new(declared: topology::Queue, now: Instant) -> Self {
         Self {
             declared,
             waiting: VecDeque::new(),
@@ -68,7 +72,31 @@ impl Queue {
             handed: 0,
             acked: 0,
             fetched: 0,
+            consumers: 0,
+            last_use: now,
         }
+    }
+
+    pub(super) fn join(&mut self) {
+        self.consumers += 1;
+    }
+
+    /// A consumer goes. Answers whether the queue goes with it.
+    pub(super) fn leave(&mut self, now: Instant) -> bool {
+        self.consumers = self.consumers.saturating_sub(1);
+        self.used(now);
+        self.declared.auto_delete && self.consumers == 0
+    }
+
+    /// Begins its time to live anew.
+    pub(super) fn used(&mut self, now: Instant) {
+        self.last_use = now;
+    }
+
+    /// When the queue itself expires, unless it is used before.
+    pub(super) fn end(&self) -> Option<Instant> {
+        let time = self.declared.expires.filter(|_| self.consumers == 0)?;
+        self.last_use.checked_add(time)
     }
 
     /// How many messages have entered.
@@ -156,11 +184,12 @@ mod tests {
     use super::*;
 
     fn queue() -> Queue {
-        Queue::new(topology::Queue {
+        let declared = topology::Queue {
             message_ttl: Some(Duration::from_secs(1)),
             max_priority: Some(5),
             ..topology::Queue::bare("q", QueueKind::Classic)
-        })
+        };
+        Queue::new(declared, Instant::now())
     }
 
     fn envelope(name: &str, priority: Option<u8>, ttl_ms: Option<u32>) -> Arc<Envelope> {

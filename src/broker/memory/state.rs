@@ -158,12 +158,20 @@ impl State {
         self.serve(name, now);
         self.bury(now);
         let queue = self.queues.get_mut(name)?;
+        queue.used(now);
         let entry = queue.pop();
         if entry.is_some() {
             queue.handed += 1;
             queue.fetched += 1;
         }
         Some(entry)
+    }
+
+    /// Sees to it that a queue is looked at when it expires.
+    pub(super) fn watch_end(&mut self, name: &str) {
+        if let Some(end) = self.queues.get(name).and_then(Queue::end) {
+            self.alarm.set(end);
+        }
     }
 
     /// Notes that so many fetched messages are done.
@@ -187,8 +195,14 @@ impl State {
         self.bury(now);
     }
 
-    /// Removes what has expired everywhere, and says when to look again.
+    /// Removes what has expired everywhere, queues and messages, and says when to look again.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Instant> {
+        let over = |queue: &Queue| queue.end().is_some_and(|end| end <= now);
+        let queues = self.queues.iter().filter(|(_, queue)| over(queue));
+        let names: Vec<_> = queues.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.delete_queue(&name, now);
+        }
         let due = |queue: &Queue| queue.head_expiry().is_some_and(|expiry| expiry <= now);
         let queues = self.queues.iter().filter(|(_, queue)| due(queue));
         let names: Vec<_> = queues.map(|(name, _)| name.clone()).collect();
@@ -196,7 +210,8 @@ impl State {
             self.serve(&name, now);
         }
         self.bury(now);
-        let next = self.queues.values().filter_map(Queue::head_expiry).min();
+        let times = |queue: &Queue| [queue.head_expiry(), queue.end()];
+        let next = self.queues.values().flat_map(times).flatten().min();
         self.alarm.reset(next);
         next
     }

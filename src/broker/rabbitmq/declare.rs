@@ -73,6 +73,7 @@ async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), 
 async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Error> {
     let durable = QueueDeclareOptions {
         durable: true,
+        auto_delete: queue.auto_delete,
         ..QueueDeclareOptions::default()
     };
     channel

@@ -34,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How long an API that does not answer is left alone: nobody waits for it again and again.
 const LEAVE_ALONE: Duration = Duration::from_secs(3);
 /// What of a queue is asked for; the rest of what RabbitMQ tells is larger than this by far.
-const QUEUE_COLUMNS: &str = "name,type,durable,arguments,effective_policy_definition,messages_ready,\
+const QUEUE_COLUMNS: &str = "name,type,durable,auto_delete,arguments,effective_policy_definition,messages_ready,\
     messages_unacknowledged,message_bytes_ready,consumers,message_stats";
 const EXCHANGE_COLUMNS: &str = "name,type,durable,internal,arguments";
 const BINDING_COLUMNS: &str = "source,destination,destination_type,routing_key,arguments";
@@ -364,6 +364,7 @@ struct Queue {
     #[serde(rename = "type")]
     kind: Option<String>,
     durable: Option<bool>,
+    auto_delete: Option<bool>,
     arguments: serde_json::Value,
     effective_policy_definition: serde_json::Value,
     messages_ready: Option<u64>,
@@ -408,6 +409,7 @@ impl From<Queue> for QueueInfo {
         Self {
             kind: queue.kind.or_else(|| Some(QueueKind::Classic.to_string())),
             durable: queue.durable,
+            auto_delete: queue.auto_delete,
             ready: queue.messages_ready,
             unacked: queue.messages_unacknowledged,
             consumers: queue.consumers,

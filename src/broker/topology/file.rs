@@ -25,6 +25,10 @@ const DEFAULT_MAX_LENGTH: u64 = 10_000;
 /// counted, also what it never looked at.
 const DEFAULT_DELIVERY_LIMIT: u32 = 200;
 
+/// How long a temporary queue may be unused before it goes, unless the file says otherwise. Long enough for a consumer that
+/// restarts, and for a broker or gateway that is upgraded meanwhile.
+const DEFAULT_EXPIRY: Duration = Duration::from_secs(30 * 60);
+
 /// Why a topology file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum BadTopology {
@@ -71,8 +75,13 @@ pub struct FileQueue {
     pub max_priority: Option<u8>,
     /// 0: no limit.
     pub delivery_limit: Option<u32>,
-    /// Unless said otherwise: yes.
+    /// Unless said otherwise: yes; temporary queues: no.
     pub dead_letter: Option<bool>,
+    /// The broker deletes it once it was unused for so long; `"none"`: never. A queue that has this or `auto_delete` is temporary.
+    pub expires: Option<TimeText>,
+    /// The broker deletes it when its last consumer goes.
+    #[serde(default)]
+    pub auto_delete: bool,
     /// Automatic retries of what fails here; 0: none.
     pub max_retries: Option<u32>,
     /// The delay before each of them.
@@ -146,13 +155,54 @@ impl FileQueue {
         }
     }
 
+    /// A queue that goes by itself when nobody uses it any more, with all defaults.
+    pub fn temporary(name: &str, auto_delete: bool) -> Self {
+        let expiry = u64::try_from(DEFAULT_EXPIRY.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            expires: Some(TimeText::Milliseconds(expiry)),
+            auto_delete,
+            ..Self::work(name)
+        }
+    }
+
     fn is_dead_lettered(&self) -> bool {
-        self.dead_letter.unwrap_or(true)
+        self.dead_letter.unwrap_or(!self.is_temporary())
+    }
+
+    fn is_temporary(&self) -> bool {
+        let expires =
+            !matches!(&self.expires, Some(TimeText::Text(text)) if text == TimeText::NONE);
+        self.auto_delete || (self.expires.is_some() && expires)
+    }
+
+    /// When it expires, if it does.
+    fn expiry(&self) -> Result<Option<Duration>, BadTopology> {
+        let bad = |problem: &str| self.bad(problem);
+        if self.is_temporary() && self.dead_letter == Some(true) {
+            return Err(bad(
+                "a temporary queue (expires, auto_delete) has no dead-letter queue, which would stay: leave dead_letter out",
+            ));
+        }
+        if self.auto_delete && self.kind == Some(QueueKind::Quorum) {
+            return Err(bad(
+                "quorum queues cannot be auto_delete; use type = \"classic\", or expires",
+            ));
+        }
+        match &self.expires {
+            None if self.auto_delete => Ok(Some(DEFAULT_EXPIRY)),
+            None => Ok(None),
+            Some(text) => match text.limit() {
+                Ok(Some(Duration::ZERO)) => Err(bad("expires must be at least 1ms, or \"none\"")),
+                Ok(time) => Ok(time),
+                Err(problem) => Err(bad(&format!("expires: {problem}"))),
+            },
+        }
     }
 
     fn add_to(self, topology: &mut Topology, defaults: &QueueDefaults) -> Result<(), BadTopology> {
         let bad = |problem: &str| self.bad(problem);
         let dead_lettered = self.is_dead_lettered();
+        let expires = self.expiry()?;
         let kind = match (self.kind, self.max_priority) {
             (Some(QueueKind::Quorum), Some(_)) => {
                 return Err(bad(
@@ -161,6 +211,8 @@ impl FileQueue {
             }
             (Some(kind), _) => kind,
             (None, Some(_)) => QueueKind::Classic,
+            // What is thrown away soon need not be replicated.
+            (None, None) if self.is_temporary() => QueueKind::Classic,
             (None, None) => QueueKind::Quorum,
         };
         let message_ttl = match &self.message_ttl {
@@ -206,6 +258,8 @@ impl FileQueue {
             max_priority: self.max_priority,
             delivery_limit,
             dead_letter,
+            expires,
+            auto_delete: self.auto_delete,
             others: Table::new(),
         });
         Ok(())
@@ -383,6 +437,27 @@ mod tests {
     }
 
     #[test]
+    fn a_temporary_queue_goes_by_itself_and_has_no_dead_letters() {
+        let read = |settings: &str| {
+            let text = format!("[[queues]]\nname = \"q\"\n{settings}");
+            let parsed = Topology::parse(&text, &DEFAULTS).expect("valid");
+            let [queue] = &parsed.topology.queues[..] else {
+                panic!("one queue: {:?}", parsed.topology);
+            };
+            assert_eq!(queue.dead_letter, None);
+            let minutes = queue.expires.map(|time| time.as_secs() / 60);
+            (queue.kind, queue.auto_delete, minutes)
+        };
+        let classic = QueueKind::Classic;
+        assert_eq!(read("expires = \"2m\""), (classic, false, Some(2)));
+        assert_eq!(read("auto_delete = true"), (classic, true, Some(30)));
+        let for_ever = "auto_delete = true\nexpires = \"none\"";
+        assert_eq!(read(for_ever), (classic, true, None));
+        let quorum = "expires = \"1h\"\ntype = \"quorum\"";
+        assert_eq!(read(quorum), (QueueKind::Quorum, false, Some(60)));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let cases = [
             (
@@ -404,6 +479,15 @@ mod tests {
             ),
             ("[[queues]]\nname = \"q\"\nmessage_ttl = \"soon\"", "soon"),
             ("[[queue]]\nname = \"q\"", "unknown field"),
+            (
+                "[[queues]]\nname = \"q\"\nexpires = \"1m\"\ndead_letter = true",
+                "temporary",
+            ),
+            (
+                "[[queues]]\nname = \"q\"\nauto_delete = true\ntype = \"quorum\"",
+                "classic",
+            ),
+            ("[[queues]]\nname = \"q\"\nexpires = 0", "expires"),
         ];
         for (text, named) in cases {
             let error = Topology::parse(text, &DEFAULTS)

@@ -18,6 +18,10 @@ pub fn dead_letter_queue(queue: &str) -> String {
     format!("{queue}.dlq")
 }
 
+/// Stands for all queues that go by themselves where their dead letters are concerned: they have one dead-letter queue together, which
+/// is used again and again, instead of one each, which would stay.
+pub const TEMPORARY: &str = "courtier.temporary";
+
 /// What is to exist on the broker: complete, every default filled in.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {
@@ -74,6 +78,11 @@ pub struct Queue {
     /// Exchange and routing key for rejected and expired messages. A queue with a `max_length` refuses
     /// publishes when full (`reject-publish`), so that the publisher is told.
     pub dead_letter: Option<DeadLetter>,
+    /// The broker deletes it, with what is in it, once it was unused for so long: it has no consumers, nobody fetched from it and
+    /// nobody declared it again (<https://www.rabbitmq.com/docs/ttl#queue-ttl>).
+    pub expires: Option<Duration>,
+    /// Classic queues only: the broker deletes it, with what is in it, when its last consumer goes. One that never had any stays.
+    pub auto_delete: bool,
     /// Further arguments in AMQP's words, in place of those above where they name the same; [`Value::Void`] takes one away.
     pub others: Table,
 }
@@ -153,8 +162,15 @@ impl Queue {
             max_priority: None,
             delivery_limit: None,
             dead_letter: None,
+            expires: None,
+            auto_delete: false,
             others: Table::new(),
         }
+    }
+
+    /// Whether the broker deletes it by itself.
+    pub fn is_temporary(&self) -> bool {
+        self.auto_delete || self.arguments().contains_key(argument::EXPIRES)
     }
 
     /// What it is declared with (<https://www.rabbitmq.com/docs/queues#optional-arguments>).
@@ -165,9 +181,12 @@ impl Queue {
         };
         let number = |n: u64| Value::I64(i64::try_from(n).unwrap_or(i64::MAX));
         set(argument::TYPE, Value::text(self.kind.to_string()));
+        let ms = |time: Duration| number(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         if let Some(ttl) = self.message_ttl {
-            let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-            set(argument::MESSAGE_TTL, number(ms));
+            set(argument::MESSAGE_TTL, ms(ttl));
+        }
+        if let Some(time) = self.expires {
+            set(argument::EXPIRES, ms(time));
         }
         if let Some(length) = self.max_length {
             set(argument::MAX_LENGTH, number(length));
@@ -202,6 +221,7 @@ impl Queue {
 pub mod argument {
     pub const TYPE: &str = "x-queue-type";
     pub const MESSAGE_TTL: &str = "x-message-ttl";
+    pub const EXPIRES: &str = "x-expires";
     pub const MAX_LENGTH: &str = "x-max-length";
     pub const MAX_LENGTH_BYTES: &str = "x-max-length-bytes";
     pub const OVERFLOW: &str = "x-overflow";

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use prost_types::{Struct, Value, value::Kind};
 use serde_json::json;
 
-use super::{Admin, topology_changes};
+use super::{Admin, topology_changes, word};
 use crate::{
     cli::{
         Exit,
@@ -14,7 +14,7 @@ use crate::{
     },
     grpc::proto::{
         CreateQueueRequest, DeleteQueueRequest, PurgeQueueRequest,
-        create_queue_request::Profile as ProtoProfile,
+        create_queue_request::Profile as ProtoProfile, delete_queue_response::DeadLetterQueue,
     },
 };
 
@@ -29,6 +29,9 @@ pub(in crate::cli) struct Create {
     /// An argument in place of the profile's, such as x-max-length=500; NAME= takes one away
     #[arg(long = "argument", value_name = "NAME=VALUE", value_parser = argument)]
     arguments: Vec<(String, Option<String>)>,
+    /// With --profile temporary: it goes as soon as its last consumer goes
+    #[arg(long)]
+    auto_delete: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -43,6 +46,8 @@ enum Profile {
     Standard,
     /// A queue for dead letters
     DeadLetter,
+    /// One that goes by itself when nobody uses it for 30 minutes (x-expires), and has no dead letters
+    Temporary,
 }
 
 fn argument(text: &str) -> Result<(String, Option<String>), String> {
@@ -74,6 +79,7 @@ impl Create {
         let profile = match self.profile {
             Profile::Standard => ProtoProfile::Standard,
             Profile::DeadLetter => ProtoProfile::DeadLetter,
+            Profile::Temporary => ProtoProfile::Temporary,
         };
         let fields = self.arguments.into_iter();
         let request = CreateQueueRequest {
@@ -83,6 +89,7 @@ impl Create {
                 fields: fields.map(|(name, text)| (name, value(text))).collect(),
             }),
             validate_only: self.dry_run,
+            auto_delete: self.auto_delete,
         };
         let answer = client.create_queue(self.admin.ask(request)).await;
         let answer = answer.map_err(|status| client::not_done(&status))?;
@@ -102,6 +109,9 @@ pub(in crate::cli) struct Delete {
     /// Only if it is empty
     #[arg(long)]
     if_empty: bool,
+    /// <QUEUE>.dlq as well, if it is empty
+    #[arg(long)]
+    with_dead_letter_queue: bool,
     #[command(flatten)]
     confirm: Confirm,
     #[command(flatten)]
@@ -119,13 +129,35 @@ impl Delete {
             name: name.clone(),
             if_unused: self.if_unused,
             if_empty: self.if_empty,
+            with_dead_letter_queue: self.with_dead_letter_queue,
         };
         let answer = client.delete_queue(self.admin.ask(request)).await;
-        let answer = answer.map_err(|status| client::not_done(&status))?;
-        let count = answer.into_inner().deleted_message_count;
+        let answer = answer
+            .map_err(|status| client::not_done(&status))?
+            .into_inner();
+        let (letters, why) = (answer.dead_letter_queue(), &answer.dead_letter_queue_note);
+        let count = answer.deleted_message_count;
         match self.admin.output {
-            Output::Json => print_json(json!({"queue": name, "deleted_message_count": count})),
-            Output::Text => print(&format!("{name} deleted, and {count} messages with it\n")),
+            Output::Json => {
+                let mut deleted = json!({"queue": name, "deleted_message_count": count});
+                if self.with_dead_letter_queue {
+                    let told = word(letters.as_str_name(), "DEAD_LETTER_QUEUE_");
+                    deleted["dead_letter_queue"] = json!(told);
+                    deleted["dead_letter_queue_note"] = json!(why);
+                }
+                print_json(deleted)
+            }
+            Output::Text => {
+                print(&format!("{name} deleted, and {count} messages with it\n"))?;
+                match letters {
+                    DeadLetterQueue::Unspecified => Ok(()),
+                    DeadLetterQueue::Deleted => {
+                        print(&format!("{name}.dlq deleted; it was empty\n"))
+                    }
+                    DeadLetterQueue::Missing => print(&format!("there was no {name}.dlq\n")),
+                    _ => print(&format!("{name}.dlq stays: {why}\n")),
+                }
+            }
         }
     }
 }

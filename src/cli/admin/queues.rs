@@ -141,6 +141,7 @@ fn queue_json(queue: &Queue) -> serde_json::Value {
         "name": queue.name,
         "type": queue.r#type,
         "durable": queue.durable,
+        "auto_delete": queue.auto_delete,
         "arguments": queue.arguments.as_ref().map(arguments_json),
         "message_count": queue.message_count,
         "ready_count": queue.ready_count,

@@ -7,7 +7,7 @@ use prost_types::{Duration, Struct, Value, value::Kind};
 
 use super::{Admin, topology_changes};
 use crate::{
-    broker::topology::file::{Argument, File, FileQueue},
+    broker::topology::file::{Argument, File, FileQueue, TimeText},
     cli::{Exit, client, client::Output, complain},
     grpc::proto::{
         ApplyTopologyRequest, Binding, Exchange, GetTopologyDriftRequest, Topology, TopologyQueue,
@@ -126,13 +126,19 @@ fn topology(file: File) -> Result<Topology, String> {
 }
 
 fn queue(queue: FileQueue) -> Result<TopologyQueue, String> {
-    let ttl = queue.message_ttl.map(|ttl| ttl.limit()).transpose();
-    let ttl = ttl.map_err(|problem| format!("queue {:?}: message_ttl: {problem}", queue.name))?;
-    // 0 says that there is no limit.
-    let ttl = ttl.map(|limit| Duration::try_from(limit.unwrap_or_default()));
+    let name = queue.name.as_str();
+    let limit = |field: &str, time: Option<TimeText>| {
+        let time = time.map(|time| time.limit()).transpose();
+        let time = time.map_err(|problem| format!("queue {name:?}: {field}: {problem}"))?;
+        // 0 says that there is no limit.
+        let time = time.map(|limit| Duration::try_from(limit.unwrap_or_default()));
+        time.transpose().map_err(|error| error.to_string())
+    };
     Ok(TopologyQueue {
         r#type: queue.kind.map(|kind| kind.to_string()).unwrap_or_default(),
-        message_ttl: ttl.transpose().map_err(|error| error.to_string())?,
+        message_ttl: limit("message_ttl", queue.message_ttl)?,
+        expires: limit("expires", queue.expires)?,
+        auto_delete: queue.auto_delete,
         max_length: queue.max_length,
         max_priority: queue.max_priority.unwrap_or_default().into(),
         delivery_limit: queue.delivery_limit,

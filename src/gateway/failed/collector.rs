@@ -2,13 +2,16 @@
 //! the database is away, it stays in its queue.
 
 use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::death;
 use crate::{
@@ -43,9 +46,50 @@ pub struct Collectors {
     metrics: Metrics,
     traces: Traces,
     /// Queues whose dead letters are collected.
-    queues: Arc<Mutex<HashSet<String>>>,
+    queues: Arc<Mutex<HashMap<String, Running>>>,
     stop: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// A collector at work.
+#[derive(Clone)]
+struct Running {
+    /// The topology has the queue.
+    managed: bool,
+    stop: CancellationToken,
+    /// Cancelled once it holds nothing any more.
+    stopped: CancellationToken,
+}
+
+/// A collector that was stopped, and goes on when this is dropped.
+#[must_use]
+pub struct Paused {
+    of: Collectors,
+    queue: String,
+    managed: bool,
+}
+
+impl Paused {
+    /// It is not needed any more: its dead-letter queue is gone. The topology's are waited for.
+    pub async fn end(mut self) {
+        if self.managed {
+            return;
+        }
+        self.of.forget(&self.queue).await;
+        // Nothing to go on with.
+        self.queue.clear();
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if !self.queue.is_empty() {
+            let running = self.of.spawn(self.queue.clone(), self.managed);
+            self.of
+                .lock()
+                .insert(std::mem::take(&mut self.queue), running);
+        }
+    }
 }
 
 impl Collectors {
@@ -121,20 +165,56 @@ impl Collectors {
         }
     }
 
+    /// Stops the collector of `queue`, if there is one: what it held is stored, or back in its dead-letter queue.
+    pub async fn pause(&self, queue: &str) -> Option<Paused> {
+        let running = self.lock().get(queue).cloned()?;
+        running.stop.cancel();
+        let paused = Paused {
+            of: self.clone(),
+            queue: queue.to_owned(),
+            managed: running.managed,
+        };
+        running.stopped.cancelled().await;
+        Some(paused)
+    }
+
     /// Starts a collector; `false`: there is one.
     fn collect(&self, queue: String, managed: bool) -> bool {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        if !queues.insert(queue.clone()) {
+        let mut queues = self.lock();
+        if queues.contains_key(&queue) {
             return false;
         }
-        drop(queues);
+        queues.insert(queue.clone(), self.spawn(queue, managed));
+        true
+    }
+
+    fn spawn(&self, queue: String, managed: bool) -> Running {
+        let running = Running {
+            managed,
+            stop: self.stop.child_token(),
+            stopped: CancellationToken::new(),
+        };
         let collector = Collector {
             of: self.clone(),
             queue,
             managed,
+            stop: running.stop.clone(),
+            _stopped: running.stopped.clone().drop_guard(),
         };
         self.tasks.spawn(collector.run());
-        true
+        running
+    }
+
+    async fn forget(&self, queue: &str) {
+        tracing::debug!(queue, "its dead-letter queue is gone");
+        if let Err(error) = self.store.remove_dead_letter_queue(queue).await {
+            tracing::debug!(queue, %error, "it stays in the database's list");
+        }
+        self.lock().remove(queue);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Running>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -144,6 +224,8 @@ struct Collector {
     queue: String,
     /// The topology has it: it is waited for when it does not exist.
     managed: bool,
+    stop: CancellationToken,
+    _stopped: DropGuard,
 }
 
 /// Why collecting paused.
@@ -160,31 +242,19 @@ impl Collector {
         let mut presence = self.of.store.watch();
         loop {
             let up = presence.up();
-            if self.of.stop.run_until_cancelled(up).await != Some(true) {
+            if self.stop.run_until_cancelled(up).await != Some(true) {
                 return;
             }
             match self.collect().await {
                 Pause::Stop => return,
-                Pause::Missing if !self.managed => return self.forget().await,
+                Pause::Missing if !self.managed => return self.of.forget(&self.queue).await,
                 Pause::Missing | Pause::Away => {}
             }
             let pause = tokio::time::sleep(AGAIN);
-            if self.of.stop.run_until_cancelled(pause).await.is_none() {
+            if self.stop.run_until_cancelled(pause).await.is_none() {
                 return;
             }
         }
-    }
-
-    async fn forget(&self) {
-        tracing::debug!(queue = self.queue, "its dead-letter queue is gone");
-        let removed = self.of.store.remove_dead_letter_queue(&self.queue).await;
-        if let Err(error) = removed {
-            tracing::debug!(queue = self.queue, %error, "it stays in the database's list");
-        }
-        let queues = self.of.queues.lock();
-        queues
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.queue);
     }
 
     async fn collect(&self) -> Pause {
@@ -213,7 +283,7 @@ impl Collector {
         let mut refused = 0;
         loop {
             let first = tokio::select! {
-                () = self.of.stop.cancelled() => return Pause::Stop,
+                () = self.stop.cancelled() => return Pause::Stop,
                 first = subscription.next() => first,
             };
             let (batch, ended) = batch(subscription, first);

@@ -1,7 +1,9 @@
 //! Changes. Each is in the log as an audit event, and so is each that was refused.
 
 use super::{
-    Error, QueueAdmin, bound_exchange, fetchable, own_exchange, own_queue,
+    Error, QueueAdmin, bound_exchange,
+    deletion::Deleted,
+    fetchable, own_exchange, own_queue,
     plan::{Action, Change, correct},
     to_the_end,
 };
@@ -26,6 +28,19 @@ pub enum Profile {
     Standard,
     /// A queue for dead letters.
     DeadLetter,
+    /// A queue that goes by itself when nobody uses it, without dead letters.
+    Temporary,
+}
+
+/// A queue that is to be there.
+#[derive(Clone, Debug)]
+pub struct NewQueue {
+    pub name: String,
+    pub profile: Profile,
+    /// It goes with its last consumer. Of [`Profile::Temporary`] only.
+    pub auto_delete: bool,
+    /// Arguments in place of the profile's.
+    pub arguments: Table,
 }
 
 /// A queue that is there.
@@ -62,20 +77,14 @@ pub(super) async fn audited<T: Send + 'static>(
 }
 
 impl QueueAdmin {
-    /// Creates a queue, unless it is there and alike. `others`: arguments in place of the profile's.
+    /// Creates a queue, unless it is there and alike.
     pub async fn create_queue(
         &self,
-        name: &str,
-        profile: Profile,
-        others: Table,
+        wanted: NewQueue,
         validate_only: bool,
     ) -> Result<Created, Error> {
-        let (admin, target) = (self.clone(), name.to_owned());
-        let name = target.clone();
-        let work = async move {
-            let created = admin.create_queue_now(&name, profile, others, validate_only);
-            created.await
-        };
+        let (admin, target) = (self.clone(), wanted.name.clone());
+        let work = async move { admin.create_queue_now(wanted, validate_only).await };
         if validate_only {
             return work.await;
         }
@@ -84,13 +93,12 @@ impl QueueAdmin {
 
     async fn create_queue_now(
         &self,
-        name: &str,
-        profile: Profile,
-        others: Table,
+        wanted: NewQueue,
         validate_only: bool,
     ) -> Result<Created, Error> {
+        let (name, profile) = (wanted.name.as_str(), wanted.profile);
         own_queue("name", name)?;
-        let topology = self.profile(name, profile, others)?;
+        let topology = self.profile(&wanted)?;
         let is_it = |queue: &&Queue| queue.name == name;
         let Some(queue) = topology.queues.iter().find(is_it).cloned() else {
             return Err(Invalid::field("name", "must name a queue").into());
@@ -131,33 +139,66 @@ impl QueueAdmin {
         })
     }
 
-    fn profile(&self, name: &str, profile: Profile, others: Table) -> Result<Topology, Error> {
+    fn profile(&self, wanted: &NewQueue) -> Result<Topology, Error> {
+        let (name, profile) = (wanted.name.as_str(), wanted.profile);
+        if wanted.auto_delete && profile != Profile::Temporary {
+            let problem = "is for the profile TEMPORARY: other queues outlive their consumers";
+            return Err(Invalid::field("auto_delete", problem).into());
+        }
+        let complete = |queue| {
+            let file = File {
+                queues: vec![queue],
+                ..File::default()
+            };
+            let invalid = |bad| Invalid::field("name", format!("{bad}"));
+            let parsed = file.complete(&self.defaults).map_err(invalid);
+            parsed.map(|parsed| parsed.topology)
+        };
         let mut topology = match profile {
-            Profile::Standard => {
-                let file = File {
-                    queues: vec![FileQueue::work(name)],
-                    ..File::default()
-                };
-                let invalid = |bad| Invalid::field("name", format!("{bad}"));
-                file.complete(&self.defaults).map_err(invalid)?.topology
-            }
+            Profile::Standard => complete(FileQueue::work(name))?,
+            Profile::Temporary => complete(FileQueue::temporary(name, wanted.auto_delete))?,
             Profile::DeadLetter => Topology {
                 queues: vec![Queue::dead_letters(name, self.defaults.dead_letter_ttl)],
                 ..Topology::default()
             },
         };
         for queue in topology.queues.iter_mut().filter(|one| one.name == name) {
-            queue.others.clone_from(&others);
+            queue.others.clone_from(&wanted.arguments);
+            let problem = match (profile, queue.is_temporary()) {
+                // Nobody would delete its dead-letter queue.
+                (Profile::Standard, true) => {
+                    "x-expires: a queue that goes by itself has no dead-letter queue; use the profile TEMPORARY"
+                }
+                (Profile::Temporary, false) => {
+                    "x-expires: a temporary queue has it, or is auto_delete; else nothing would ever delete it"
+                }
+                _ => continue,
+            };
+            return Err(Invalid::field("arguments", problem).into());
         }
         Ok(topology)
     }
 
-    /// Deletes a queue; how many messages that was.
-    pub async fn delete_queue(&self, name: &str, only: OnlyIf) -> Result<u64, Error> {
+    /// Deletes a queue; and its dead-letter queue, if that is asked for and nothing is in it.
+    pub async fn delete_queue(
+        &self,
+        name: &str,
+        only: OnlyIf,
+        with_dead_letters: bool,
+    ) -> Result<Deleted, Error> {
         let (admin, name) = (self.clone(), name.to_owned());
         audited("delete queue", name.clone(), async move {
             own_queue("name", &name)?;
-            Ok(admin.broker.admin().delete_queue(&name, only).await?)
+            let messages = admin.broker.admin().delete_queue(&name, only).await?;
+            admin.known.forget_queue(&name);
+            let dead_letters = match with_dead_letters {
+                true => Some(admin.delete_dead_letter_queue(&name).await),
+                false => None,
+            };
+            Ok(Deleted {
+                messages,
+                dead_letters,
+            })
         })
         .await
     }

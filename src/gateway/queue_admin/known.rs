@@ -5,13 +5,30 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use moka::sync::Cache;
+
 use crate::broker::topology::Topology;
 
 /// Names beyond which nothing is remembered any more.
 const MOST: usize = 10_000;
 
-#[derive(Clone, Default)]
-pub struct Known(Arc<Mutex<Names>>);
+#[derive(Clone)]
+pub struct Known {
+    names: Arc<Mutex<Names>>,
+    /// Queues that go by themselves when nobody uses them. They are not asked about with the others: over AMQP that is a use,
+    /// and keeps them.
+    temporary: Cache<String, ()>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        let most = u64::try_from(MOST).unwrap_or(u64::MAX);
+        Self {
+            names: Arc::default(),
+            temporary: Cache::new(most),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Names {
@@ -35,7 +52,12 @@ impl Known {
     /// All of a topology that was declared.
     pub fn add(&self, topology: &Topology) {
         for queue in &topology.queues {
-            self.queue(&queue.name);
+            if queue.is_temporary() {
+                self.temporary(&queue.name);
+            } else {
+                self.temporary.invalidate(&queue.name);
+                self.queue(&queue.name);
+            }
         }
         for exchange in &topology.exchanges {
             self.exchange(&exchange.name);
@@ -44,7 +66,20 @@ impl Known {
 
     /// A queue that exists.
     pub fn queue(&self, name: &str) {
-        remember(&mut self.names().queues, name);
+        if !self.is_temporary(name) {
+            remember(&mut self.names().queues, name);
+        }
+    }
+
+    /// A queue that exists for a time.
+    pub fn temporary(&self, name: &str) {
+        self.temporary.insert(name.to_owned(), ());
+        self.names().queues.remove(name);
+    }
+
+    /// Whether a queue is known to be one that goes by itself.
+    pub fn is_temporary(&self, name: &str) -> bool {
+        self.temporary.contains_key(name)
     }
 
     /// An exchange that exists.
@@ -54,6 +89,7 @@ impl Known {
 
     /// A queue that does not exist.
     pub fn forget_queue(&self, name: &str) {
+        self.temporary.invalidate(name);
         let mut names = self.names();
         if !names.file.queues.iter().any(|queue| queue.name == name) {
             names.queues.remove(name);
@@ -77,7 +113,7 @@ impl Known {
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

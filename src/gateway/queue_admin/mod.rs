@@ -4,6 +4,7 @@
 //! What the broker cannot tell for want of the management API is told as far as the gateway itself knows ([`known`]).
 
 mod change;
+mod deletion;
 mod figures;
 mod known;
 mod moving;
@@ -18,7 +19,8 @@ use tokio::sync::Semaphore;
 
 pub(super) use self::figures::time_to_drain;
 pub use self::{
-    change::{Created, Profile},
+    change::{Created, NewQueue, Profile},
+    deletion::{Deleted, Kept},
     figures::{Answer, QueueStats},
     moving::Moved,
     peek::MAX_PEEKED,
@@ -29,7 +31,7 @@ use crate::{
     broker::{
         self, Broker, Entity, Fate,
         admin::{Management, QueueInfo},
-        topology::{QueueDefaults, Topology},
+        topology::{QueueDefaults, Topology, argument},
     },
     coalesce::Coalesced,
     finish::finish,
@@ -143,6 +145,24 @@ impl QueueAdmin {
             failed,
             defaults,
         }
+    }
+}
+
+impl QueueAdmin {
+    /// Whether a queue goes by itself when nobody uses it, as far as anybody tells.
+    pub(super) async fn is_temporary(&self, name: &str) -> bool {
+        if self.known.is_temporary(name) {
+            return true;
+        }
+        let Ok(queue) = self.broker.admin().queue(name).await else {
+            return false;
+        };
+        let arguments = queue.arguments.unwrap_or_default();
+        let is = queue.auto_delete == Some(true) || arguments.contains_key(argument::EXPIRES);
+        if is {
+            self.known.temporary(name);
+        }
+        is
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Error, QueueAdmin, change::audited, figures::listed, note};
 use crate::{
     broker::{
-        Entity,
+        self, Entity,
         admin::{BindingInfo, Destination, ExchangeInfo, Management, QueueInfo},
         topology::{
             Binding, Difference, Exchange, Mismatch, Queue, Topology, file::File, mismatches,
@@ -137,6 +137,26 @@ impl QueueAdmin {
         self.look(topology).await?.plan(topology)
     }
 
+    /// The temporary queues of a topology that are there, and in no list.
+    async fn look_at_temporary(
+        &self,
+        topology: &Topology,
+        listed: &[QueueInfo],
+    ) -> Result<Vec<QueueInfo>, Error> {
+        let mut found = Vec::new();
+        for queue in topology.queues.iter().filter(|one| one.is_temporary()) {
+            if listed.iter().any(|one| one.name == queue.name) {
+                continue;
+            }
+            match self.broker.admin().queue(&queue.name).await {
+                Ok(queue) => found.push(queue),
+                Err(broker::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(found)
+    }
+
     /// What there is of a topology.
     async fn look(&self, topology: &Topology) -> Result<There, Error> {
         let bindings = listed(self.broker.admin().bindings().await)?;
@@ -157,7 +177,8 @@ impl QueueAdmin {
             queues.note,
             exchanges.note,
         ];
-        let queues = queues.found.into_iter();
+        let temporary = self.look_at_temporary(topology, &queues.found).await?;
+        let queues = queues.found.into_iter().chain(temporary);
         let exchanges = exchanges.found.into_iter();
         Ok(There {
             queues: queues.map(|one| (one.name.clone(), one)).collect(),
@@ -252,10 +273,15 @@ fn exchange_mismatches(wanted: &Exchange, found: &ExchangeInfo) -> Option<Vec<Mi
 
 fn queue_mismatches(wanted: &Queue, found: &QueueInfo) -> Option<Vec<Mismatch>> {
     let arguments = mismatches(&wanted.arguments(), found.arguments.as_ref()?);
+    let auto_delete = found.auto_delete.and_then(|found| {
+        let wanted = wanted.auto_delete.to_string();
+        differs("auto_delete", wanted, found.to_string())
+    });
     Some(
         arguments
             .into_iter()
             .chain(not_durable(found.durable))
+            .chain(auto_delete)
             .collect(),
     )
 }

@@ -20,7 +20,7 @@ use crate::{
     gateway::{
         alerts,
         queue_admin::{
-            Profile, QueueStats,
+            Deleted, Kept, Profile, QueueStats,
             plan::{self, Change},
         },
     },
@@ -28,8 +28,9 @@ use crate::{
         convert::{duration, header_json, header_value},
         fields::{some, write_time},
         proto::{
-            self, GetBrokerStatusResponse, TopologyChange,
+            self, DeleteQueueResponse, GetBrokerStatusResponse, TopologyChange,
             create_queue_request::Profile as ProtoProfile,
+            delete_queue_response,
             get_broker_status_response::{self as status, link},
             topology_change,
         },
@@ -59,6 +60,7 @@ pub fn read_profile(profile: i32) -> Result<Profile, Status> {
     match ProtoProfile::try_from(profile) {
         Ok(ProtoProfile::Unspecified | ProtoProfile::Standard) => Ok(Profile::Standard),
         Ok(ProtoProfile::DeadLetter) => Ok(Profile::DeadLetter),
+        Ok(ProtoProfile::Temporary) => Ok(Profile::Temporary),
         Err(_) => Err(invalid("profile", "is none that this gateway knows")),
     }
 }
@@ -133,23 +135,25 @@ fn read_topology_queue(queue: proto::TopologyQueue) -> Result<FileQueue, Status>
         let unknown = |_| invalid("topology.queues.type", "must be quorum or classic");
         kind.parse().map_err(unknown)
     });
-    let message_ttl = queue.message_ttl.map(|ttl| {
-        let ttl = duration(ttl).and_then(|ttl| u64::try_from(ttl.as_millis()).ok());
-        match ttl {
-            Some(0) => Ok(TimeText::Text(TimeText::NONE.to_owned())),
-            Some(ms) => Ok(TimeText::Milliseconds(ms)),
-            None => Err(invalid(
-                "topology.queues.message_ttl",
-                "must not be negative",
-            )),
-        }
-    });
+    let limit = |field, time: Option<prost_types::Duration>| {
+        let limit = time.map(|time| {
+            let time = duration(time).and_then(|time| u64::try_from(time.as_millis()).ok());
+            match time {
+                Some(0) => Ok(TimeText::Text(TimeText::NONE.to_owned())),
+                Some(ms) => Ok(TimeText::Milliseconds(ms)),
+                None => Err(invalid(field, "must not be negative")),
+            }
+        });
+        limit.transpose()
+    };
     let max_priority = u8::try_from(queue.max_priority)
         .map_err(|_| invalid("topology.queues.max_priority", "must be at most 255"))?;
     Ok(FileQueue {
         name: queue.name,
         kind: kind.transpose()?,
-        message_ttl: message_ttl.transpose()?,
+        message_ttl: limit("topology.queues.message_ttl", queue.message_ttl)?,
+        expires: limit("topology.queues.expires", queue.expires)?,
+        auto_delete: queue.auto_delete,
         max_length: queue.max_length,
         max_priority: (max_priority > 0).then_some(max_priority),
         delivery_limit: queue.delivery_limit,
@@ -168,6 +172,7 @@ pub fn write_queue(queue: QueueInfo) -> proto::Queue {
         name: queue.name,
         r#type: queue.kind.unwrap_or_default(),
         durable: queue.durable,
+        auto_delete: queue.auto_delete,
         arguments: queue.arguments.as_ref().map(write_struct),
         message_count,
         ready_count: queue.ready,
@@ -184,6 +189,28 @@ pub fn write_queue(queue: QueueInfo) -> proto::Queue {
             Source::Embedded => proto::Source::Embedded,
         }
         .into(),
+    }
+}
+
+pub fn write_deleted(deleted: Deleted) -> DeleteQueueResponse {
+    use delete_queue_response::DeadLetterQueue;
+    let (dead_letter_queue, note) = match deleted.dead_letters {
+        None => (DeadLetterQueue::Unspecified, String::new()),
+        Some(Ok(true)) => (DeadLetterQueue::Deleted, String::new()),
+        Some(Ok(false)) => (DeadLetterQueue::Missing, String::new()),
+        Some(Err(kept)) => {
+            let why = match kept {
+                Kept::NotEmpty => DeadLetterQueue::NotEmpty,
+                Kept::InUse => DeadLetterQueue::InUse,
+                Kept::NotDeleted(_) => DeadLetterQueue::NotDeleted,
+            };
+            (why, kept.to_string())
+        }
+    };
+    DeleteQueueResponse {
+        deleted_message_count: deleted.messages,
+        dead_letter_queue: dead_letter_queue.into(),
+        dead_letter_queue_note: note,
     }
 }
 

@@ -8,8 +8,8 @@ use tonic::{Request, Response, Status};
 
 use self::convert::{
     read_binding, read_exchange_kind, read_profile, read_table, read_topology, write_alert,
-    write_binding, write_change, write_exchange, write_queue, write_stats, write_status,
-    write_struct,
+    write_binding, write_change, write_deleted, write_exchange, write_queue, write_stats,
+    write_status, write_struct,
 };
 use super::{
     convert::delivered,
@@ -35,7 +35,7 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway,
-        queue_admin::{self, Error},
+        queue_admin::{self, Error, NewQueue},
     },
 };
 
@@ -118,11 +118,15 @@ impl QueueAdmin for Service {
     ) -> Result<Response<CreateQueueResponse>, Status> {
         let request = request.into_inner();
         let profile = read_profile(request.profile)?;
-        let arguments = read_table(request.arguments);
-        let (name, validate_only) = (&request.name, request.validate_only);
+        let wanted = NewQueue {
+            name: request.name,
+            profile,
+            auto_delete: request.auto_delete,
+            arguments: read_table(request.arguments),
+        };
         let created = self
             .queues()
-            .create_queue(name, profile, arguments, validate_only)
+            .create_queue(wanted, request.validate_only)
             .await
             .map_err(status)?;
         Ok(Response::new(CreateQueueResponse {
@@ -141,10 +145,11 @@ impl QueueAdmin for Service {
             unused: request.if_unused,
             empty: request.if_empty,
         };
-        let deleted = self.queues().delete_queue(&request.name, only).await;
-        Ok(Response::new(DeleteQueueResponse {
-            deleted_message_count: deleted.map_err(status)?,
-        }))
+        let deleted = self
+            .queues()
+            .delete_queue(&request.name, only, request.with_dead_letter_queue)
+            .await;
+        Ok(Response::new(write_deleted(deleted.map_err(status)?)))
     }
 
     async fn purge_queue(

@@ -16,6 +16,7 @@ mod consuming;
 mod delivery_limit;
 mod expiry;
 mod publishing;
+mod temporary;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +42,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::{consuming::*, delivery_limit::*, expiry::*, publishing::*};
+pub use self::{consuming::*, delivery_limit::*, expiry::*, publishing::*, temporary::*};
 
 /// How long a case waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,6 +86,13 @@ macro_rules! contract_suite {
                 a_message_that_expires_without_dead_lettering_makes_room
                 a_message_beyond_its_delivery_limit_is_dead_lettered
                 every_return_counts_also_of_a_neighbour
+                a_queue_that_nobody_uses_expires_with_all_that_is_in_it
+                a_consumer_keeps_a_queue_that_expires
+                declaring_and_fetching_are_uses
+                an_auto_delete_queue_goes_with_its_last_consumer
+                an_auto_delete_queue_that_is_stopped_goes_at_once
+                an_auto_delete_queue_that_never_had_a_consumer_stays
+                a_queue_is_not_made_temporary_afterwards
                 declaring_anew_with_other_arguments_is_a_difference_and_changes_nothing
                 closing_ends_subscriptions_and_refuses_publishes
             }

@@ -157,6 +157,7 @@ pub async fn live(mut client: Client, name: String) -> Verdict {
             fields: arguments.into(),
         }),
         validate_only: false,
+        ..CreateQueueRequest::default()
     };
     if !ok(client.admin.create_queue(timed(request)).await)?.created {
         return Err(format!("{name} was there"));
@@ -170,6 +171,7 @@ pub async fn live(mut client: Client, name: String) -> Verdict {
         name,
         if_unused: true,
         if_empty: true,
+        ..DeleteQueueRequest::default()
     };
     ok(client.admin.delete_queue(timed(request)).await).map(drop)
 }

@@ -50,6 +50,7 @@ pub fn all() -> Vec<Operation> {
                     name: "held".into(),
                     if_unused: true,
                     if_empty: false,
+                    ..DeleteQueueRequest::default()
                 };
                 let answer = client.admin.delete_queue(timed(request)).await;
                 refused(answer, Code::FailedPrecondition, "QUEUE_IN_USE")
@@ -63,6 +64,7 @@ pub fn all() -> Vec<Operation> {
                     name: "parked".into(),
                     if_unused: false,
                     if_empty: true,
+                    ..DeleteQueueRequest::default()
                 };
                 let answer = client.admin.delete_queue(timed(request)).await;
                 refused(answer, Code::FailedPrecondition, "QUEUE_NOT_EMPTY")
