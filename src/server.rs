@@ -179,7 +179,7 @@ async fn declared(broker: &dyn Broker, file: &TopologyFile) -> bool {
         Ok(differences) => {
             for difference in &differences {
                 let (what, name, detail) = (difference.what, &difference.name, &difference.detail);
-                warn!(%what, name, detail, "exists otherwise than {path} says; used as it is");
+                warn!(%what, name, detail, "is not as {path} says; used as it is, if it is there");
             }
             let queues = file.topology.queues.len();
             info!(queues, "declared {path}");

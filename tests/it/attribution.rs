@@ -132,10 +132,7 @@ const WRITABLE: &str = "^(?!.*forbidden)";
 const KEYS: [(&str, &str); 2] = [("guarded", r"^(order\..*)?$"), ("strict", r"^order\..*")];
 
 fn topology(name: impl Fn(&str) -> String) -> Topology {
-    let exchange = |short, kind| Exchange {
-        name: name(short),
-        kind,
-    };
+    let exchange = |short, kind| Exchange::new(name(short), kind);
     let queue = |short, kind| Queue::bare(&name(short), kind);
     let bind = |exchange, queue, key: &str| Binding {
         exchange: name(exchange),

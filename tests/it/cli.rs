@@ -43,10 +43,7 @@ impl Fixture {
         let mut full_at_one = Queue::bare(&tiny, QueueKind::Classic);
         full_at_one.max_length = Some(1);
         let topology = Topology {
-            exchanges: vec![Exchange {
-                name: exchange.clone(),
-                kind: ExchangeKind::Topic,
-            }],
+            exchanges: vec![Exchange::new(exchange.clone(), ExchangeKind::Topic)],
             queues: vec![Queue::bare(&queue, QueueKind::Classic), full_at_one],
             bindings: vec![Binding {
                 exchange: exchange.clone(),

@@ -191,10 +191,7 @@ impl Front {
             arguments: [].into(),
         };
         self.declare(Topology {
-            exchanges: vec![Exchange {
-                name: name.clone(),
-                kind: ExchangeKind::Direct,
-            }],
+            exchanges: vec![Exchange::new(name.clone(), ExchangeKind::Direct)],
             queues: vec![],
             bindings: queues.iter().map(binding).collect(),
         })

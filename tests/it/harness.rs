@@ -199,12 +199,21 @@ pub fn connect_to(url: &str) -> Arc<rabbitmq::RabbitMq> {
 
 /// The same, with a management API.
 pub fn connect_with(url: &str, management: ManagementAt) -> Arc<rabbitmq::RabbitMq> {
+    connect_counted(url, management, &Metrics::default())
+}
+
+/// The same, with figures that the test looks at.
+pub fn connect_counted(
+    url: &str,
+    management: ManagementAt,
+    metrics: &Metrics,
+) -> Arc<rabbitmq::RabbitMq> {
     let options = rabbitmq::Options {
         url: SecretString::from(url.to_owned()),
         ca_pem: None,
         management,
     };
-    rabbitmq::RabbitMq::start(&options, &Metrics::default()).expect("a valid URL")
+    rabbitmq::RabbitMq::start(&options, metrics).expect("a valid URL")
 }
 
 /// Waits until `condition` holds: the way to wait for what happens on its own.

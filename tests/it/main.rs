@@ -24,6 +24,7 @@ mod database_outage;
 mod desk;
 mod disk;
 mod endurance;
+mod exchange_types;
 mod failed_books;
 mod failed_bulk;
 mod failed_crash;

@@ -134,10 +134,7 @@ async fn what_is_named_by_dots_is_found_and_nobody_else_suffers() {
     let broker = connect_managed().await;
     let admin = broker.admin();
     let neighbour = format!("it-{}", uuid::Uuid::now_v7());
-    let exchange = |name: &str| Exchange {
-        name: name.to_owned(),
-        kind: ExchangeKind::Fanout,
-    };
+    let exchange = |name: &str| Exchange::new(name.to_owned(), ExchangeKind::Fanout);
     let topology = Topology {
         exchanges: vec![exchange(".."), exchange(&neighbour)],
         queues: vec![

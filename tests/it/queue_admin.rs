@@ -485,6 +485,7 @@ async fn an_exchange_leads_where_it_is_bound(on: On) {
     let create = |kind: &str| CreateExchangeRequest {
         name: exchange.clone(),
         r#type: kind.to_owned(),
+        ..Default::default()
     };
     let created = timely(office.admin().create_exchange(create("topic"))).await;
     assert!(created.expect("created").into_inner().created);
@@ -584,6 +585,7 @@ async fn a_headers_exchange_compares_numbers_as_numbers(on: On) {
     let create = CreateExchangeRequest {
         name: exchange.clone(),
         r#type: "headers".to_owned(),
+        ..Default::default()
     };
     timely(office.admin().create_exchange(create))
         .await

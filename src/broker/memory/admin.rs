@@ -73,7 +73,7 @@ fn missing(what: Entity, name: &str) -> Error {
     }
 }
 
-fn exchange(name: &str, kind: ExchangeKind) -> ExchangeInfo {
+fn exchange(name: &str, kind: &ExchangeKind) -> ExchangeInfo {
     ExchangeInfo {
         name: name.to_owned(),
         kind: Some(kind.to_string()),
@@ -105,8 +105,8 @@ impl Admin for MemoryBroker {
         let state = self.shared.lock();
         state.open()?;
         let declared = state.exchanges.iter();
-        let declared = declared.map(|(name, declared)| exchange(name, declared.kind));
-        let default = exchange("", ExchangeKind::Direct);
+        let declared = declared.map(|(name, declared)| exchange(name, &declared.kind));
+        let default = exchange("", &ExchangeKind::Direct);
         Ok(std::iter::once(default).chain(declared).collect())
     }
 
@@ -114,8 +114,8 @@ impl Admin for MemoryBroker {
         let state = self.shared.lock();
         state.open()?;
         match state.exchanges.get(name) {
-            Some(declared) => Ok(exchange(name, declared.kind)),
-            None if name.is_empty() => Ok(exchange("", ExchangeKind::Direct)),
+            Some(declared) => Ok(exchange(name, &declared.kind)),
+            None if name.is_empty() => Ok(exchange("", &ExchangeKind::Direct)),
             None => Err(missing(Entity::Exchange, name)),
         }
     }

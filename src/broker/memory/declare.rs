@@ -9,8 +9,8 @@ use crate::{
     broker::{
         Entity, Error,
         topology::{
-            self, Binding, DeadLetter, Difference, Mismatch, QueueKind, Topology, argument,
-            mismatches,
+            self, Binding, DeadLetter, Difference, ExchangeKind, Mismatch, QueueKind, Topology,
+            argument, mismatches,
         },
     },
     message::Table,
@@ -26,7 +26,17 @@ impl State {
             return Err(Error::Down);
         }
         let mut differences = Vec::new();
+        let mut refused = Vec::new();
         for exchange in &topology.exchanges {
+            if let Err(detail) = takes(exchange) {
+                differences.push(Difference {
+                    what: Entity::Exchange,
+                    name: exchange.name.clone(),
+                    detail,
+                });
+                refused.push(&exchange.name);
+                continue;
+            }
             differences.extend(self.declare_exchange(exchange)?);
         }
         for queue in &topology.queues {
@@ -34,7 +44,10 @@ impl State {
             self.watch_end(&queue.name);
         }
         for binding in &topology.bindings {
-            self.bind(binding)?;
+            // What is bound to other exchanges is bound all the same.
+            if !refused.contains(&&binding.exchange) {
+                self.bind(binding)?;
+            }
         }
         Ok(differences)
     }
@@ -46,12 +59,12 @@ impl State {
         refuse_default_exchange(&wanted.name)?;
         match self.exchanges.entry(wanted.name.clone()) {
             hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(Exchange::new(wanted.kind));
+                vacant.insert(Exchange::new(wanted.kind.clone()));
                 Ok(None)
             }
             hash_map::Entry::Occupied(existing) => {
-                let current = existing.get().kind;
-                Ok((wanted.kind != current).then(|| Difference {
+                let current = &existing.get().kind;
+                Ok((wanted.kind != *current).then(|| Difference {
                     what: Entity::Exchange,
                     name: wanted.name.clone(),
                     detail: inequivalent(
@@ -113,6 +126,21 @@ impl State {
             return Err(missing(Entity::Exchange, &binding.exchange));
         };
         exchange.bind(queue.clone(), &binding.routing_key, &binding.arguments)
+    }
+}
+
+/// Whether this broker has such exchanges; the error is for people.
+fn takes(wanted: &topology::Exchange) -> Result<(), String> {
+    if let ExchangeKind::Plugin(kind) = &wanted.kind {
+        return Err(format!(
+            "the embedded broker has no exchanges of type {kind:?}"
+        ));
+    }
+    match wanted.arguments.keys().next() {
+        Some(argument) => Err(format!(
+            "the embedded broker does not know {argument:?} of an exchange"
+        )),
+        None => Ok(()),
     }
 }
 

@@ -93,7 +93,7 @@ impl Exchange {
 
     /// The queues that a message goes to: each once, however many bindings match.
     pub(super) fn route(&self, routing_key: &str, headers: &Table) -> Vec<Arc<str>> {
-        let mut queues: Vec<Arc<str>> = match self.kind {
+        let mut queues: Vec<Arc<str>> = match &self.kind {
             ExchangeKind::Direct => match self.routes.get(routing_key) {
                 Some(route) => route.queues().collect(),
                 None => Vec::new(),
@@ -110,6 +110,8 @@ impl Exchange {
                 let matching = bound.filter(|bound| bound.matching.matches(headers));
                 matching.map(|bound| bound.queue.clone()).collect()
             }
+            // None is ever declared.
+            ExchangeKind::Plugin(_) => Vec::new(),
         };
         queues.sort_unstable();
         queues.dedup();

@@ -310,9 +310,9 @@ impl Broker for RabbitMq {
 
     async fn declare(&self, topology: &Topology) -> Result<Vec<Difference>, Error> {
         let up = self.admin.ready(LINK_PATIENCE).await.ok_or(Error::Down)?;
-        let topology = topology.clone();
+        let (topology, endpoint) = (topology.clone(), self.endpoint.clone());
         let declaring = channel::to_the_end(async move {
-            let declaring = declare::declare(&up, &topology);
+            let declaring = declare::declare(&up, &endpoint, &topology);
             up.while_up(declaring).await
         });
         timeout(DECLARE_TIMEOUT, declaring)

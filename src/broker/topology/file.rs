@@ -60,6 +60,8 @@ pub struct FileExchange {
     pub name: String,
     #[serde(rename = "type", default = "topic")]
     pub kind: ExchangeKind,
+    #[serde(default)]
+    pub arguments: BTreeMap<String, Argument>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -127,7 +129,7 @@ pub struct FileBinding {
     pub arguments: BTreeMap<String, Argument>,
 }
 
-/// What a headers exchange compares with.
+/// What a headers exchange compares with, or an exchange of a plugin is told.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Argument {
@@ -317,14 +319,13 @@ impl File {
             topology.exchanges.push(Exchange {
                 name: exchange.name,
                 kind: exchange.kind,
+                arguments: own_values(exchange.arguments),
             });
         }
         let dead_letters = self.queues.iter().any(FileQueue::is_dead_lettered);
         if dead_letters {
-            topology.exchanges.push(Exchange {
-                name: DEAD_LETTER_EXCHANGE.to_owned(),
-                kind: ExchangeKind::Direct,
-            });
+            let exchange = Exchange::new(DEAD_LETTER_EXCHANGE, ExchangeKind::Direct);
+            topology.exchanges.push(exchange);
         }
         for queue in self.queues {
             check(Entity::Queue, &queue.name, names::queue)?;
@@ -437,6 +438,18 @@ mod tests {
     }
 
     #[test]
+    fn the_types_of_plugins_are_passed_on_with_their_arguments() {
+        let text = "[[exchanges]]\nname = \"e\"\ntype = \"x-consistent-hash\"\narguments = { hash-header = \"id\" }";
+        let parsed = Topology::parse(text, &DEFAULTS).expect("valid");
+        let expected = Exchange {
+            name: "e".to_owned(),
+            kind: ExchangeKind::Plugin("x-consistent-hash".to_owned()),
+            arguments: Table::from([("hash-header".to_owned(), Value::text("id"))]),
+        };
+        assert_eq!(parsed.topology.exchanges, [expected]);
+    }
+
+    #[test]
     fn a_temporary_queue_goes_by_itself_and_has_no_dead_letters() {
         let read = |settings: &str| {
             let text = format!("[[queues]]\nname = \"q\"\n{settings}");
@@ -479,6 +492,7 @@ mod tests {
             ),
             ("[[queues]]\nname = \"q\"\nmessage_ttl = \"soon\"", "soon"),
             ("[[queue]]\nname = \"q\"", "unknown field"),
+            ("[[exchanges]]\nname = \"e\"\ntype = \"topci\"", "x-"),
             (
                 "[[queues]]\nname = \"q\"\nexpires = \"1m\"\ndead_letter = true",
                 "temporary",

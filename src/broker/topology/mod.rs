@@ -3,12 +3,15 @@
 
 pub mod file;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::Entity;
-use crate::message::{Table, Value};
+use crate::{
+    message::{Table, Value},
+    names,
+};
 
 /// The direct exchange that dead letters of managed queues go to.
 pub const DEAD_LETTER_EXCHANGE: &str = "courtier.dlx";
@@ -50,18 +53,80 @@ pub struct Retries {
 pub struct Exchange {
     pub name: String,
     pub kind: ExchangeKind,
+    /// In AMQP's words; most types have none.
+    pub arguments: Table,
 }
 
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, strum::Display, strum::EnumString,
-)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
+impl Exchange {
+    pub fn new(name: impl Into<String>, kind: ExchangeKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            arguments: Table::new(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum ExchangeKind {
     Direct,
     Topic,
     Fanout,
     Headers,
+    /// Of a plugin, such as `x-consistent-hash`. Whether there is one, only the broker knows.
+    Plugin(String),
+}
+
+/// A type of exchange that no broker has.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "must be direct, topic, fanout, headers, or the type of a plugin, which begins with \"x-\""
+)]
+pub struct NoExchangeKind;
+
+impl FromStr for ExchangeKind {
+    type Err = NoExchangeKind;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "direct" => Self::Direct,
+            "topic" => Self::Topic,
+            "fanout" => Self::Fanout,
+            "headers" => Self::Headers,
+            // AMQP keeps this prefix for types of a broker's own (https://www.rabbitmq.com/docs/exchanges#plugins).
+            plugin if plugin.starts_with("x-") && names::short_text(plugin).is_ok() => {
+                Self::Plugin(plugin.to_owned())
+            }
+            _ => return Err(NoExchangeKind),
+        })
+    }
+}
+
+impl TryFrom<String> for ExchangeKind {
+    type Error = NoExchangeKind;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ExchangeKind> for String {
+    fn from(kind: ExchangeKind) -> Self {
+        kind.to_string()
+    }
+}
+
+impl fmt::Display for ExchangeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Topic => "topic",
+            Self::Fanout => "fanout",
+            Self::Headers => "headers",
+            Self::Plugin(kind) => kind,
+        })
+    }
 }
 
 /// A durable queue. Limits that are `None` do not apply.
@@ -124,7 +189,7 @@ impl fmt::Display for Binding {
     }
 }
 
-/// Something that exists otherwise than the topology says. It is used as it is.
+/// Something that exists otherwise than the topology says, and is used as it is; or that the broker does not take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     pub what: Entity,

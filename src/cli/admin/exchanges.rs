@@ -3,7 +3,10 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Admin, arguments_json, none_of, note};
+use super::{
+    Admin, arguments_json, none_of, note,
+    queue_changes::{NamedArgument, argument, arguments},
+};
 use crate::{
     cli::{
         Exit,
@@ -23,6 +26,7 @@ use crate::{
 Examples:
   courtier exchanges list
   courtier exchanges create orders_exchange --type topic
+  courtier exchanges create by_customer --type x-consistent-hash --argument hash-header=customer
   courtier exchanges delete orders_exchange --if-unused")]
 pub(in crate::cli) enum Command {
     List(List),
@@ -96,9 +100,12 @@ impl List {
 pub(in crate::cli) struct Create {
     #[arg(value_name = "EXCHANGE")]
     name: String,
-    /// direct, topic, fanout or headers
+    /// direct, topic, fanout, headers, or one of a plugin of the broker (x-consistent-hash)
     #[arg(long = "type", value_name = "TYPE", default_value = "topic")]
     kind: String,
+    /// An argument of its type, such as hash-header=customer
+    #[arg(long = "argument", value_name = "NAME=VALUE", value_parser = argument)]
+    arguments: Vec<NamedArgument>,
     #[command(flatten)]
     admin: Admin,
 }
@@ -110,6 +117,7 @@ impl Create {
         let request = CreateExchangeRequest {
             name: name.clone(),
             r#type: self.kind,
+            arguments: Some(arguments(self.arguments)),
         };
         let answer = client.create_exchange(self.admin.ask(request)).await;
         let answer = answer.map_err(|status| client::not_done(&status))?;

@@ -28,7 +28,7 @@ pub(in crate::cli) struct Create {
     profile: Profile,
     /// An argument in place of the profile's, such as x-max-length=500; NAME= takes one away
     #[arg(long = "argument", value_name = "NAME=VALUE", value_parser = argument)]
-    arguments: Vec<(String, Option<String>)>,
+    arguments: Vec<NamedArgument>,
     /// With --profile temporary: it goes as soon as its last consumer goes
     #[arg(long)]
     auto_delete: bool,
@@ -50,7 +50,18 @@ enum Profile {
     Temporary,
 }
 
-fn argument(text: &str) -> Result<(String, Option<String>), String> {
+/// An argument in AMQP's words; `None` takes it away.
+pub(super) type NamedArgument = (String, Option<String>);
+
+/// Arguments as the API has them.
+pub(super) fn arguments(named: Vec<NamedArgument>) -> Struct {
+    let fields = named.into_iter();
+    Struct {
+        fields: fields.map(|(name, text)| (name, value(text))).collect(),
+    }
+}
+
+pub(super) fn argument(text: &str) -> Result<NamedArgument, String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((
             name.to_owned(),
@@ -81,13 +92,10 @@ impl Create {
             Profile::DeadLetter => ProtoProfile::DeadLetter,
             Profile::Temporary => ProtoProfile::Temporary,
         };
-        let fields = self.arguments.into_iter();
         let request = CreateQueueRequest {
             name: self.name,
             profile: profile.into(),
-            arguments: Some(Struct {
-                fields: fields.map(|(name, text)| (name, value(text))).collect(),
-            }),
+            arguments: Some(arguments(self.arguments)),
             validate_only: self.dry_run,
             auto_delete: self.auto_delete,
         };

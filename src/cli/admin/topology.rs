@@ -1,6 +1,6 @@
 //! `courtier topology`.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use prost_types::{Duration, Struct, Value, value::Kind};
@@ -99,19 +99,14 @@ fn topology(file: File) -> Result<Topology, String> {
     let exchanges = file.exchanges.into_iter().map(|exchange| Exchange {
         name: exchange.name,
         r#type: exchange.kind.to_string(),
+        arguments: arguments(exchange.arguments),
         ..Default::default()
     });
     let bindings = file.bindings.into_iter().map(|binding| Binding {
         exchange: binding.exchange,
         queue: binding.queue,
         routing_key: binding.routing_key,
-        arguments: (!binding.arguments.is_empty()).then(|| Struct {
-            fields: binding
-                .arguments
-                .into_iter()
-                .map(|(name, argument)| (name, value(argument)))
-                .collect(),
-        }),
+        arguments: arguments(binding.arguments),
         ..Default::default()
     });
     Ok(Topology {
@@ -144,6 +139,15 @@ fn queue(queue: FileQueue) -> Result<TopologyQueue, String> {
         delivery_limit: queue.delivery_limit,
         dead_letter: queue.dead_letter,
         name: queue.name,
+    })
+}
+
+fn arguments(arguments: BTreeMap<String, Argument>) -> Option<Struct> {
+    let is_any = !arguments.is_empty();
+    let fields = arguments.into_iter();
+    let fields = fields.map(|(name, argument)| (name, value(argument)));
+    is_any.then(|| Struct {
+        fields: fields.collect(),
     })
 }
 

@@ -4,7 +4,7 @@ use super::{
     Error, QueueAdmin, bound_exchange,
     deletion::Deleted,
     fetchable, own_exchange, own_queue,
-    plan::{Action, Change, correct},
+    plan::{Action, Change, correct, refused},
     to_the_end,
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         self, Entity,
         admin::OnlyIf,
         topology::{
-            Binding, Exchange, ExchangeKind, Queue, Topology,
+            Binding, Exchange, Queue, Topology,
             file::{File, FileQueue},
         },
     },
@@ -221,17 +221,19 @@ impl QueueAdmin {
     }
 
     /// Creates an exchange, unless it is there and alike; whether it was missing.
-    pub async fn create_exchange(&self, name: &str, kind: ExchangeKind) -> Result<bool, Error> {
-        let (admin, name) = (self.clone(), name.to_owned());
-        audited("create exchange", name.clone(), async move {
-            own_exchange("name", &name)?;
+    pub async fn create_exchange(&self, exchange: Exchange) -> Result<bool, Error> {
+        let admin = self.clone();
+        audited("create exchange", exchange.name.clone(), async move {
+            own_exchange("name", &exchange.name)?;
             let topology = Topology {
-                exchanges: vec![Exchange { name, kind }],
+                exchanges: vec![exchange],
                 ..Topology::default()
             };
             let mut plan = admin.plan(&topology).await?;
             let missing = plan.changes.iter().any(|one| one.action == Action::Create);
-            correct(&mut plan.changes, &admin.broker.declare(&topology).await?);
+            let differences = admin.broker.declare(&topology).await?;
+            refused(&plan.changes, &differences)?;
+            correct(&mut plan.changes, &differences);
             let differs = plan
                 .changes
                 .into_iter()

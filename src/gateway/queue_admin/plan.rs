@@ -12,7 +12,6 @@ use crate::{
         },
     },
     gateway::validate::Invalid,
-    message::Table,
 };
 
 /// One thing of a topology, and what is done about it.
@@ -267,7 +266,7 @@ fn exchange_mismatches(wanted: &Exchange, found: &ExchangeInfo) -> Option<Vec<Mi
         not_durable(found.durable),
         differs("internal", false.to_string(), found.internal?.to_string()),
     ];
-    let arguments = mismatches(&Table::new(), found.arguments.as_ref()?);
+    let arguments = mismatches(&wanted.arguments, found.arguments.as_ref()?);
     Some(own.into_iter().flatten().chain(arguments).collect())
 }
 
@@ -327,7 +326,7 @@ fn extra(topology: &Topology, bindings: &[BindingInfo]) -> Vec<Change> {
 }
 
 /// The broker does not take something that it does not have: that is no difference.
-fn refused(changes: &[Change], differences: &[Difference]) -> Result<(), Error> {
+pub(super) fn refused(changes: &[Change], differences: &[Difference]) -> Result<(), Error> {
     let planned = |one: &&Difference| {
         let is_it = |change: &&Change| change.what == one.what && change.name == one.name;
         let change = changes.iter().find(is_it);

@@ -1,6 +1,6 @@
 //! Between the API's queues, exchanges, bindings and alerts and the gateway's.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use prost_types::Struct;
 use tonic::Status;
@@ -13,7 +13,7 @@ use crate::{
             Source,
         },
         topology::{
-            self, ExchangeKind,
+            self, ExchangeKind, NoExchangeKind,
             file::{Argument, File, FileBinding, FileExchange, FileQueue, TimeText},
         },
     },
@@ -69,7 +69,7 @@ pub fn read_exchange_kind(field: &'static str, kind: &str) -> Result<ExchangeKin
     if kind.is_empty() {
         return Ok(ExchangeKind::Topic);
     }
-    let unknown = |_| invalid(field, "must be direct, topic, fanout or headers");
+    let unknown = |bad: NoExchangeKind| invalid(field, &bad.to_string());
     kind.parse().map_err(unknown)
 }
 
@@ -77,16 +77,21 @@ pub fn read_binding(binding: Option<proto::Binding>) -> Result<topology::Binding
     let Some(binding) = binding else {
         return Err(invalid("binding", "must be set"));
     };
-    if !binding.destination_exchange.is_empty() {
-        let problem = "must not be set: only queues are bound here";
-        return Err(invalid("binding.destination_exchange", problem));
-    }
+    check_destination(&binding)?;
     Ok(topology::Binding {
         exchange: binding.exchange,
         queue: binding.queue,
         routing_key: binding.routing_key,
         arguments: read_table(binding.arguments),
     })
+}
+
+fn check_destination(binding: &proto::Binding) -> Result<(), Status> {
+    if binding.destination_exchange.is_empty() {
+        return Ok(());
+    }
+    let problem = "must not be set: only queues are bound here";
+    Err(invalid("binding.destination_exchange", problem))
 }
 
 pub fn read_topology(topology: Option<proto::Topology>) -> Result<File, Status> {
@@ -96,19 +101,19 @@ pub fn read_topology(topology: Option<proto::Topology>) -> Result<File, Status> 
     let exchanges = topology.exchanges.into_iter().map(|exchange| {
         Ok(FileExchange {
             kind: read_exchange_kind("topology.exchanges.type", &exchange.r#type)?,
+            arguments: read_arguments("topology.exchanges.arguments", exchange.arguments)?,
             name: exchange.name,
         })
     });
     let queues = topology.queues.into_iter().map(read_topology_queue);
     let bindings = topology.bindings.into_iter().map(|binding| {
-        let binding = read_binding(Some(binding))?;
-        let arguments = binding.arguments.into_iter();
-        let arguments = arguments.map(|(name, value)| Ok((name, read_argument(&value)?)));
+        check_destination(&binding)?;
+        let field = "topology.bindings.arguments";
         Ok(FileBinding {
+            arguments: read_arguments(field, binding.arguments)?,
             exchange: binding.exchange,
             queue: binding.queue,
             routing_key: binding.routing_key,
-            arguments: arguments.collect::<Result<_, Status>>()?,
         })
     });
     Ok(File {
@@ -118,16 +123,19 @@ pub fn read_topology(topology: Option<proto::Topology>) -> Result<File, Status> 
     })
 }
 
-fn read_argument(value: &Value) -> Result<Argument, Status> {
-    match (value, value.as_integer(), value.as_str()) {
+fn read_arguments(
+    field: &'static str,
+    arguments: Option<Struct>,
+) -> Result<BTreeMap<String, Argument>, Status> {
+    let read = |value: Value| match (&value, value.as_integer(), value.as_str()) {
         (Value::Bool(value), _, _) => Ok(Argument::Bool(*value)),
         (_, Some(integer), _) => Ok(Argument::Integer(integer)),
         (_, _, Some(text)) => Ok(Argument::Text(text.to_owned())),
-        _ => Err(invalid(
-            "topology.bindings.arguments",
-            "must be texts, integers and booleans",
-        )),
-    }
+        _ => Err(invalid(field, "must be texts, integers and booleans")),
+    };
+    let arguments = read_table(arguments).into_iter();
+    let arguments = arguments.map(|(name, value)| Ok((name, read(value)?)));
+    arguments.collect()
 }
 
 fn read_topology_queue(queue: proto::TopologyQueue) -> Result<FileQueue, Status> {

@@ -30,7 +30,7 @@ use super::{
     status::{embedded, invalid},
 };
 use crate::{
-    broker::admin::OnlyIf,
+    broker::{admin::OnlyIf, topology::Exchange},
     deadline::Deadline,
     error::Failure,
     gateway::{
@@ -229,8 +229,12 @@ impl QueueAdmin for Service {
         request: Request<CreateExchangeRequest>,
     ) -> Result<Response<CreateExchangeResponse>, Status> {
         let request = request.into_inner();
-        let kind = read_exchange_kind("type", &request.r#type)?;
-        let created = self.queues().create_exchange(&request.name, kind).await;
+        let exchange = Exchange {
+            kind: read_exchange_kind("type", &request.r#type)?,
+            name: request.name,
+            arguments: read_table(request.arguments),
+        };
+        let created = self.queues().create_exchange(exchange).await;
         Ok(Response::new(CreateExchangeResponse {
             created: created.map_err(status)?,
         }))

@@ -157,10 +157,7 @@ impl Fixture {
     }
 
     fn exchange(&self, name: &str, kind: ExchangeKind) -> Exchange {
-        Exchange {
-            name: self.name(name),
-            kind,
-        }
+        Exchange::new(self.name(name), kind)
     }
 
     fn binding(

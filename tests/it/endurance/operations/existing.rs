@@ -65,6 +65,7 @@ pub fn all() -> Vec<Operation> {
                 let request = CreateExchangeRequest {
                     name: "orders".into(),
                     r#type: "direct".into(),
+                    ..Default::default()
                 };
                 ok(client.admin.create_exchange(timed(request)).await).map(drop)
             },
@@ -81,6 +82,7 @@ pub fn all() -> Vec<Operation> {
                 let request = CreateExchangeRequest {
                     name: format!("brief-{i}"),
                     r#type: "topic".into(),
+                    ..Default::default()
                 };
                 if !ok(client.admin.create_exchange(timed(request)).await)?.created {
                     return Err("it was there".into());

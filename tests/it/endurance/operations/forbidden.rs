@@ -27,6 +27,7 @@ pub fn all() -> Vec<Operation> {
                 let request = CreateExchangeRequest {
                     name: name(i),
                     r#type: "topic".into(),
+                    ..Default::default()
                 };
                 let answer = client.admin.create_exchange(timed(request)).await;
                 refused(answer, Code::PermissionDenied, "FORBIDDEN")

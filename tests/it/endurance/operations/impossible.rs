@@ -37,6 +37,7 @@ pub fn all() -> Vec<Operation> {
                 let request = CreateExchangeRequest {
                     name: "orders".into(),
                     r#type: "fanout".into(),
+                    ..Default::default()
                 };
                 let answer = client.admin.create_exchange(timed(request)).await;
                 refused(answer, Code::FailedPrecondition, "DIFFERS")
