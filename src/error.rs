@@ -272,6 +272,10 @@ impl Failure {
                 Reason::PayloadTooLarge,
                 "the payload is larger than the broker takes (its max_message_size)",
             ),
+            Refusal::NoReplyAddress => {
+                let problem = "is no address of a direct reply-to that the broker knows: malformed, stale, or of another broker; nobody waits there";
+                Self::from(Invalid::field("routing_key", problem))
+            }
         }
     }
 

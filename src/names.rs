@@ -18,6 +18,9 @@ pub const STANDARD_EXCHANGES: [&str; 5] = [
 /// The queues whose names the broker made up: those that clients wait in for replies.
 const MADE_UP: &str = "amq.gen-";
 
+/// The addresses at which clients wait for replies without a queue (<https://www.rabbitmq.com/docs/direct-reply-to>).
+pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
+
 /// AMQP's short strings hold so many bytes.
 pub const MAX_BYTES: usize = 255;
 
@@ -41,15 +44,19 @@ pub fn queue(name: &str) -> Result<(), Refused> {
     name_of_either(name)
 }
 
-/// Checks the name of a queue that is published to: another client's, with a name that the broker made up, is allowed, for replies.
-///
-/// Direct reply-to (`amq.rabbitmq.reply-to.*`) is not: an address of a broker that is gone ends the connection that it is
-/// published on (541, RabbitMQ 3.10.8), and with it the publishes of everybody else.
+/// Checks the name of a queue that is published to: another client's, with a name that the broker made up, is allowed, for replies,
+/// and so is an address of direct reply-to.
 pub fn target(queue: &str) -> Result<(), Refused> {
+    let waits = queue.starts_with(MADE_UP) || queue.starts_with(DIRECT_REPLY);
     match self::queue(queue) {
-        Err(Refused::Reserved) if queue.starts_with(MADE_UP) => Ok(()),
+        Err(Refused::Reserved) if waits => Ok(()),
         checked => checked,
     }
+}
+
+/// Whether a message goes to a client that waits for a reply without a queue. Only the default exchange knows such addresses.
+pub fn is_direct_reply(exchange: &str, routing_key: &str) -> bool {
+    exchange.is_empty() && routing_key.starts_with(DIRECT_REPLY)
 }
 
 /// Checks the name of an exchange that is published or bound to; empty is the default exchange.
@@ -141,8 +148,8 @@ mod tests {
         assert_eq!(queue("amq.gen-1"), Err(Refused::Reserved));
         assert_eq!(own_exchange("amq.topic"), Err(Refused::Reserved));
         assert_eq!(exchange("amq.rabbitmq.log"), Err(Refused::Reserved));
-        let direct_reply = "amq.rabbitmq.reply-to.g2dkAA==.x";
-        assert_eq!(target(direct_reply), Err(Refused::Reserved));
+        // It stands for "here", and works only on the channel that waits.
+        assert_eq!(target("amq.rabbitmq.reply-to"), Err(Refused::Reserved));
     }
 
     #[test]
@@ -151,6 +158,10 @@ mod tests {
             assert_eq!(exchange(name), Ok(()));
         }
         assert_eq!(target("amq.gen-JzTY20BRgKO-HjmUJj0wLg"), Ok(()));
-        assert!(target("amq.gen-\n").is_err());
+        assert_eq!(target("amq.rabbitmq.reply-to.g2dkAA==.x"), Ok(()));
+        for name in ["amq.gen-\n", "amq.rabbitmq.reply-to.\n"] {
+            assert!(target(name).is_err());
+            assert!(queue(name.trim()).is_err(), "it is only published to");
+        }
     }
 }

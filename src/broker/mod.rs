@@ -164,6 +164,10 @@ impl From<Error> for Fate {
     /// Of a publish that a check did not let through.
     fn from(error: Error) -> Self {
         match error {
+            Error::NotFound {
+                what: Entity::Queue,
+                ..
+            } => Self::Refused(Refusal::NoReplyAddress),
             Error::NotFound { .. } => Self::Refused(Refusal::NoExchange),
             Error::Forbidden { .. } => Self::Refused(Refusal::Forbidden),
             Error::TooLarge { .. } => Self::Refused(Refusal::TooLarge),
@@ -182,6 +186,8 @@ pub enum Refusal {
     Forbidden,
     /// It is larger than the broker's `max_message_size`.
     TooLarge,
+    /// It goes to a client that waits for a reply, and the broker does not know the address.
+    NoReplyAddress,
 }
 
 impl Refusal {
@@ -192,6 +198,10 @@ impl Refusal {
             Self::NoExchange => Error::NotFound { what, name },
             Self::Forbidden => Error::Forbidden { what, name },
             Self::TooLarge => Error::TooLarge { size: target.size },
+            Self::NoReplyAddress => Error::NotFound {
+                what: Entity::Queue,
+                name: target.routing_key.to_owned(),
+            },
         }
     }
 }

@@ -22,6 +22,7 @@ mod conversions;
 mod crash;
 mod database_outage;
 mod desk;
+mod direct_reply;
 mod disk;
 mod endurance;
 mod exchange_types;

@@ -20,7 +20,7 @@ use crate::{
 
 /// A service with a library of its own.
 #[derive(Clone, Copy)]
-enum Native {
+pub enum Native {
     Python,
     Php,
 }
@@ -51,7 +51,7 @@ async fn run(program: String, script: &str, verb: &str, queue: &str) -> String {
 }
 
 impl Native {
-    async fn run(self, verb: &str, queue: &str) -> String {
+    pub async fn run(self, verb: &str, queue: &str) -> String {
         match self {
             Self::Python => run(python(), "client.py", verb, queue).await,
             Self::Php => run("php".to_owned(), "client.php", verb, queue).await,
@@ -60,7 +60,7 @@ impl Native {
 }
 
 /// A gateway, and a queue without limits.
-async fn prepare() -> (Gateway, String) {
+pub async fn prepare() -> (Gateway, String) {
     let gateway = Gateway::rabbitmq().await;
     let queue = gateway.name("native");
     let topology = Topology {
@@ -75,7 +75,7 @@ async fn prepare() -> (Gateway, String) {
 }
 
 /// The first delivery of a queue.
-async fn receive(gateway: &Gateway, queue: &str) -> Delivery {
+pub async fn receive(gateway: &Gateway, queue: &str) -> Delivery {
     let consumer = Consumer::start(gateway.channel().await, queue, 1).await;
     let mut consumer = consumer.expect("the queue exists");
     loop {

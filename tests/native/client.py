@@ -3,10 +3,12 @@
 client.py send URL QUEUE     publishes one with every property and every type of header that pika can write
 client.py receive URL QUEUE  takes one and prints it as JSON; its payload in hexadecimal
 client.py call URL QUEUE     asks there, waits in a queue that the broker named, and prints the reply
+client.py direct URL QUEUE   asks there, waits by direct reply-to, and prints the reply
 """
 
 import json
 import sys
+import time
 from datetime import datetime, timezone
 from decimal import Decimal
 
@@ -54,6 +56,18 @@ elif verb == "call":
         assert method is not None, "no reply came"
         print(properties.correlation_id, body.decode())
         break
+elif verb == "direct":
+    replies = []
+    waiting = "amq.rabbitmq.reply-to"
+    channel.basic_consume(waiting, lambda *reply: replies.append(reply), auto_ack=True)
+    properties = pika.BasicProperties(reply_to=waiting, correlation_id="call-1")
+    channel.basic_publish("", queue, b"question", properties, mandatory=True)
+    end = time.monotonic() + 30
+    while not replies:
+        assert time.monotonic() < end, "no reply came"
+        connection.process_data_events(time_limit=1)
+    _, _, properties, body = replies[0]
+    print(properties.correlation_id, body.decode())
 else:
     method, properties, body = channel.basic_get(queue, auto_ack=True)
     message = {name: value for name, value in vars(properties).items() if value is not None}

@@ -273,7 +273,9 @@ impl Checks {
             let asked = match refusal {
                 Refusal::TooLarge => ("", "", target.size),
                 Refusal::NoExchange => (target.exchange, "", 0),
-                Refusal::Forbidden => (target.exchange, target.routing_key, 0),
+                Refusal::Forbidden | Refusal::NoReplyAddress => {
+                    (target.exchange, target.routing_key, 0)
+                }
             };
             let refused = match seen.get(&asked) {
                 Some(refused) => *refused,
@@ -304,6 +306,8 @@ impl Checks {
     async fn learn(&self, target: Target<'_>, refusal: Refusal) {
         let exchange = target.exchange.to_owned();
         match refusal {
+            // Such addresses are never asked about: the broker would deliver.
+            Refusal::NoReplyAddress => {}
             Refusal::TooLarge => self.sizes.refused(target.size),
             Refusal::NoExchange => {
                 self.exchanges

@@ -33,6 +33,8 @@ pub(super) enum Role {
     Consume,
     Admin,
     Fetch,
+    /// Publishes to clients that wait for a reply: some addresses end the connection.
+    Reply,
 }
 
 /// A connection that was just made.

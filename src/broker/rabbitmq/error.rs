@@ -72,13 +72,18 @@ pub(super) fn refused(code: u16) -> Option<Refusal> {
     }
 }
 
-fn soft(error: &lapin::Error) -> Option<AMQPSoftError> {
+/// What the broker ended a channel or connection with, if it did.
+pub(super) fn protocol(error: &lapin::Error) -> Option<&AMQPErrorKind> {
     match error.kind() {
-        ErrorKind::ProtocolError(error) => match error.kind() {
-            AMQPErrorKind::Soft(soft) => Some(soft.clone()),
-            AMQPErrorKind::Hard(_) => None,
-        },
+        ErrorKind::ProtocolError(error) => Some(error.kind()),
         _ => None,
+    }
+}
+
+fn soft(error: &lapin::Error) -> Option<AMQPSoftError> {
+    match protocol(error)? {
+        AMQPErrorKind::Soft(soft) => Some(soft.clone()),
+        AMQPErrorKind::Hard(_) => None,
     }
 }
 

@@ -44,7 +44,7 @@ const WAITING_MAX: usize = 64;
 /// Headers, and what else is in their frame, must fit into one frame of RabbitMQ's 131,072 bytes; the broker ends the whole
 /// connection otherwise (<https://www.rabbitmq.com/docs/configure#config-items>, `frame_max`). Dead-letter copies of messages with
 /// large native headers may come here; clients' own are limited to far less.
-const HEADERS_MAX: usize = 120 * 1024;
+pub(super) const HEADERS_MAX: usize = 120 * 1024;
 
 pub(super) type Job = (Publish, Receipt);
 

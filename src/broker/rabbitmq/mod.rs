@@ -1,7 +1,7 @@
 //! RabbitMQ over AMQP 0-9-1. The one place that knows the client library (lapin).
 //!
-//! Links by role ([`link`]), publishes on lanes ([`lane`]) whose outcomes are exact ([`verdict`]), subscriptions on channels
-//! of their own ([`consumer`]) over shared connections ([`pool`]).
+//! Links by role ([`link`]), publishes on lanes ([`lane`]) whose outcomes are exact ([`verdict`]), replies to clients that wait for them
+//! apart ([`reply`]), subscriptions on channels of their own ([`consumer`]) over shared connections ([`pool`]).
 
 mod admin;
 mod channel;
@@ -21,6 +21,7 @@ mod management;
 mod pool;
 mod probe;
 mod refused;
+mod reply;
 mod selfcheck;
 mod stream_queue;
 mod supervise;
@@ -53,6 +54,7 @@ use self::{
     link::{Connector, Link, State},
     management::Management,
     pool::Pool,
+    reply::Replies,
 };
 use super::{
     Broker, Checked, Error, Lane, LinkState, Links, Publish, Receipt, Subscribe, Subscription,
@@ -60,7 +62,7 @@ use super::{
     admin::Admin,
     topology::{Difference, Topology},
 };
-use crate::{metrics::Metrics, url};
+use crate::{metrics::Metrics, names, url};
 
 /// Channels that publishes are spread over. A stream or batch has one of them, which keeps its order.
 const LANES: usize = 8;
@@ -169,6 +171,7 @@ pub struct RabbitMq {
     admin: Link,
     lanes: Vec<lane::Lane>,
     next_lane: AtomicUsize,
+    replies: Replies,
     checks: Arc<Checks>,
     pool: Pool,
     /// `None`: it is switched off.
@@ -212,6 +215,7 @@ impl RabbitMq {
             lane::Lane::start(&publish, checks.clone(), &lane_tasks, stop, figures)
         };
         let lanes = (0..LANES).map(lane).collect();
+        let replies = Replies::start(&endpoint, &publish, &lane_tasks, stop_lanes.clone());
         Ok(Arc::new(Self {
             links: follow([&publish, &check, &consume], &link_tasks),
             checks,
@@ -223,6 +227,7 @@ impl RabbitMq {
             metrics: metrics.clone(),
             fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
             lanes,
+            replies,
             next_lane: AtomicUsize::new(0),
             stop_lanes,
             lane_tasks,
@@ -290,7 +295,9 @@ impl Broker for RabbitMq {
     }
 
     fn publish(&self, lane: Lane, publish: Publish, receipt: Receipt) {
-        if let Some(lane) = self.lanes.get(lane.0) {
+        if names::is_direct_reply(&publish.exchange, &publish.routing_key) {
+            self.replies.publish((publish, receipt));
+        } else if let Some(lane) = self.lanes.get(lane.0) {
             lane.publish((publish, receipt));
         }
     }

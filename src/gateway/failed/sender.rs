@@ -248,6 +248,6 @@ fn is_hopeless(fate: Fate) -> bool {
         fate,
         Fate::Unroutable
             | Fate::NotSent(NotSent::HeadersTooLarge)
-            | Fate::Refused(Refusal::TooLarge)
+            | Fate::Refused(Refusal::TooLarge | Refusal::NoReplyAddress)
     )
 }

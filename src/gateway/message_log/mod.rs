@@ -349,6 +349,7 @@ fn outcome(fate: Fate) -> &'static str {
         Fate::Refused(Refusal::NoExchange) => "INVALID: EXCHANGE_NOT_FOUND",
         Fate::Refused(Refusal::Forbidden) => "INVALID: FORBIDDEN",
         Fate::Refused(Refusal::TooLarge) => "INVALID: PAYLOAD_TOO_LARGE",
+        Fate::Refused(Refusal::NoReplyAddress) => "INVALID: INVALID_MESSAGE",
     }
 }
 
