@@ -43,6 +43,12 @@ pub mod header {
     pub const ERROR_STACK: &str = "x-courtier-error-stack";
     /// RabbitMQ's own: where in its stream queue a message is (<https://www.rabbitmq.com/docs/streams#consuming>).
     pub const STREAM_OFFSET: &str = "x-stream-offset";
+    /// RabbitMQ's own, on what comes from a quorum queue not for the first time: how often it came back, and (from RabbitMQ 4 on)
+    /// how often a consumer had it. On a copy they would be untrue
+    /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
+    pub const COUNTERS: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
+    /// The first of [`COUNTERS`], to which a queue's delivery limit applies.
+    pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
 
 /// Integers up to here are exact in a double.

@@ -256,8 +256,15 @@ pub trait Subscription: Send {
     /// Tells the broker that these deliveries are done. Each tag was delivered and is unsettled.
     async fn ack(&mut self, tags: &[Tag]) -> Result<(), Ended>;
 
-    /// Returns these deliveries to their queue, for anybody. Each tag was delivered and is unsettled.
+    /// Returns these deliveries to their queue, for anybody: a consumer had them and did not do them, which counts towards the
+    /// queue's delivery limit. Each tag was delivered and is unsettled.
     async fn requeue(&mut self, tags: &[Tag]) -> Result<(), Ended>;
+
+    /// The same for deliveries that no consumer had in its hands. It counts only where the broker knows one kind of return, as
+    /// RabbitMQ does before 4.3.
+    async fn give_back(&mut self, tags: &[Tag]) -> Result<(), Ended> {
+        self.requeue(tags).await
+    }
 
     /// Takes no more deliveries; settling goes on. What was received and not yet taken by [`next`](Self::next) returns to its
     /// queue at the latest on [`close`](Self::close). `next` is not called again.

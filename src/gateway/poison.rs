@@ -34,9 +34,6 @@ const REMEMBERED: u64 = 100_000;
 /// How long a message is remembered that nobody is given: as long as messages wait by default.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Headers that the broker changes from one delivery to the next.
-const COUNTERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
-
 /// Names a message of a queue. Two that are alike in everything have one key; they would do the same to a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
@@ -122,7 +119,7 @@ impl PoisonCounts {
                 (&message.kind, &message.correlation_id, message.timestamp).hash(&mut hasher);
                 message.payload.hash(&mut hasher);
                 let headers = message.headers.iter();
-                for (name, value) in headers.filter(|(name, _)| !COUNTERS.contains(&&***name)) {
+                for (name, value) in headers.filter(|(name, _)| !header::COUNTERS.contains(&&***name)) {
                     (name, format!("{value:?}")).hash(&mut hasher);
                 }
             }

@@ -147,7 +147,8 @@ fn headers(headers: &Table) -> Result<(), Invalid> {
 pub fn is_reserved(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     matches!(name, "CC" | "BCC")
-        || matches!(lower.as_str(), "x-death" | "x-delivery-count" | "x-delay")
+        || matches!(lower.as_str(), "x-death" | "x-delay")
+        || header::COUNTERS.contains(&lower.as_str())
         || ["x-first-death-", "x-last-death-", "x-opt-", header::PREFIX]
             .iter()
             .any(|prefix| lower.starts_with(prefix))

@@ -171,9 +171,9 @@ pub fn delivered(message: &Message) -> proto::Message {
     }
 }
 
-/// The gateway's own headers and the broker's count of deliveries are no business of a consumer, who could not publish them again.
+/// The gateway's own headers and the broker's counts of deliveries are no business of a consumer, who could not publish them again.
 fn is_shown(name: &str) -> bool {
-    !name.starts_with(header::PREFIX) && name != "x-delivery-count"
+    !name.starts_with(header::PREFIX) && !header::COUNTERS.contains(&name)
 }
 
 /// A value as JSON has it.

@@ -154,7 +154,9 @@ async fn settle(shared: &Shared, delivery: Delivery) -> Option<()> {
     let given = properties.headers().clone().unwrap_or_default();
     let (mut own, mut added) = (FieldTable::default(), BTreeMap::new());
     for (name, value) in given.inner() {
-        if name.as_str().starts_with("x-courtier-") || name.as_str() == "x-delivery-count" {
+        if name.as_str().starts_with("x-courtier-")
+            || courtier::message::header::COUNTERS.contains(&name.as_str())
+        {
             added.insert(name.as_str().to_owned(), value.clone());
         } else {
             own.insert(name.clone(), value.clone());

@@ -159,6 +159,7 @@ async fn headers_that_the_broker_would_act_on_are_refused_and_reach_no_other_que
         "x-first-death-reason",
         "x-last-death-exchange",
         "x-delivery-count",
+        "x-acquired-count",
         "x-courtier-publish-id",
         "x-courtier-attempt",
         "X-Courtier-Failed-Id",

@@ -136,8 +136,11 @@ impl Instance {
 
     /// Puts what was declared so far on disk. RabbitMQ 3.10 keeps the names of new quorum queues in a file that it writes half a
     /// second later (`ra_directory`, `auto_save`); a queue whose name is missing after a crash comes back empty and unusable.
+    /// RabbitMQ 4.3 has no Mnesia any more; what it keeps its declarations in is on disk when they are answered.
     pub async fn settle(&self) {
-        let sync = "ok = mnesia:sync_log(), [ok = dets:sync(Table) || Table <- dets:all()].";
+        let sync =
+            "case mnesia:system_info(is_running) of yes -> ok = mnesia:sync_log(); no -> ok end,
+                    [ok = dets:sync(Table) || Table <- dets:all()].";
         self.run("ctl", &["-q", "eval", sync]).await;
     }
 

@@ -90,6 +90,6 @@ use harness::connect;
 contract_suite!(memory, Fixture::new(MemoryBroker::new(), Traits::MEMORY));
 contract_suite!(
     rabbitmq,
-    Fixture::new(connect().await, Traits::RABBITMQ),
+    Fixture::new(connect().await, Traits::rabbitmq()),
     #[ignore = "needs RabbitMQ: run make test"]
 );

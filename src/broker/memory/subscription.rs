@@ -8,7 +8,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{Shared, consume::Settle, subscriber::Taken};
 use crate::{
     broker::{Delivery, Ended, Error, Subscribe, Subscription, Tag},
-    message::Value,
+    message::{Value, header},
 };
 
 pub(super) struct MemorySubscription {
@@ -77,16 +77,14 @@ impl Drop for MemorySubscription {
     }
 }
 
-/// What a quorum queue tells of a message that came back before
-/// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
-const DELIVERY_COUNT: &str = "x-delivery-count";
-
 /// As consumers get it.
 pub(super) fn delivery(taken: Taken) -> Delivery {
     let mut message = taken.envelope.message.clone();
     if taken.returns > 0 {
         let count = Value::I64(taken.returns.into());
-        message.headers.insert(DELIVERY_COUNT.to_owned(), count);
+        message
+            .headers
+            .insert(header::DELIVERY_COUNT.to_owned(), count);
     }
     Delivery {
         tag: taken.tag,

@@ -18,11 +18,12 @@ use futures::{
 use lapin::{
     Channel,
     options::{
-        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
+        BasicQosOptions, BasicRejectOptions,
     },
     types::FieldTable,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::{channel, convert, error, link::Up, pool::Place, stream_queue::StreamQueue, wire};
@@ -30,6 +31,8 @@ use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag
 
 /// For steps that wait for the broker's answer once a subscription stands.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks at a queue that may be about to go.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a consumer is sent, once the broker begins.
 type Consumer = Peekable<BoxStream<'static, lapin::Result<lapin::message::Delivery>>>;
@@ -153,6 +156,7 @@ impl Running {
         Poll::Pending
     }
 
+    /// In as few frames as can be.
     async fn settle<F>(
         &mut self,
         tags: &[Tag],
@@ -163,7 +167,19 @@ impl Running {
     {
         let (prefix, singles) = self.unsettled.remove(tags);
         let frames = prefix.map(|tag| (tag, true)).into_iter();
-        for (tag, multiple) in frames.chain(singles.into_iter().map(|tag| (tag, false))) {
+        let frames = frames.chain(singles.into_iter().map(|tag| (tag, false)));
+        self.send(frames, send).await
+    }
+
+    async fn send<F>(
+        &mut self,
+        frames: impl Iterator<Item = (Tag, bool)>,
+        send: impl Fn(Channel, Tag, bool) -> F,
+    ) -> Result<(), Ended>
+    where
+        F: Future<Output = lapin::Result<()>>,
+    {
+        for (tag, multiple) in frames {
             let sent = timeout(STEP_TIMEOUT, send(self.channel.clone(), tag, multiple)).await;
             if !matches!(sent, Ok(Ok(()))) || !self.channel.status().connected() {
                 return Err(self.why_closed().await);
@@ -222,7 +238,22 @@ impl Subscription for Running {
         .await
     }
 
+    /// One by one, as AMQP has no `basic.reject` for several. From RabbitMQ 4.3 on `basic.nack` would not count
+    /// (<https://www.rabbitmq.com/docs/4.3/nack>); before, the two are the same.
     async fn requeue(&mut self, tags: &[Tag]) -> Result<(), Ended> {
+        let mut tags = self.streams.keep(tags);
+        // They come again in the order in which they are returned.
+        tags.sort_unstable();
+        self.unsettled.take_out(&tags);
+        let frames = tags.into_iter().map(|tag| (tag, false));
+        self.send(frames, |channel, tag, _| async move {
+            let options = BasicRejectOptions { requeue: true };
+            channel.basic_reject(tag, options).await
+        })
+        .await
+    }
+
+    async fn give_back(&mut self, tags: &[Tag]) -> Result<(), Ended> {
         let tags = self.streams.keep(tags);
         self.settle(&tags, |channel, tag, multiple| async move {
             let options = BasicNackOptions {
@@ -264,14 +295,26 @@ impl Drop for Running {
 }
 
 /// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
+///
+/// A quorum queue that is being deleted tells its consumers before it is gone: the broker forgets its name only when all of its
+/// members have stopped (`delete/4` in
+/// <https://github.com/rabbitmq/rabbitmq-server/blob/v4.3.5/deps/rabbit/src/rabbit_quorum_queue.erl>). From RabbitMQ 4.3 on the name is
+/// regularly found once more. So a queue that is there is looked at again for a while.
 async fn why_cancelled(up: Up, queue: usize, name: String) -> Ended {
+    let until = Instant::now() + STEP_TIMEOUT;
     let look = channel::to_the_end(async move {
         let channel = channel::open(&up).await?;
-        channel::see_queue(&channel, &name).await?;
+        loop {
+            channel::see_queue(&channel, &name).await?;
+            if Instant::now() >= until {
+                break;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
         let _ = channel.close(200, "seen".into()).await;
         Ok(())
     });
-    match timeout(STEP_TIMEOUT, look).await {
+    match timeout_at(until + STEP_TIMEOUT, look).await {
         Ok(Err(Error::NotFound { .. })) => Ended::QueueDeleted(queue),
         _ => Ended::BrokerDown,
     }
@@ -294,12 +337,16 @@ impl Unsettled {
         self.taken.insert(tag);
     }
 
-    /// Takes `tags` out. The first part of the answer settles them and all before in one frame; the second, one each.
-    /// AMQP's `multiple` would also settle whatever else is lower, so it serves only below everything that stays open.
-    fn remove(&mut self, tags: &[Tag]) -> (Option<Tag>, Vec<Tag>) {
+    fn take_out(&mut self, tags: &[Tag]) {
         for tag in tags {
             self.taken.remove(tag);
         }
+    }
+
+    /// Takes `tags` out. The first part of the answer settles them and all before in one frame; the second, one each.
+    /// AMQP's `multiple` would also settle whatever else is lower, so it serves only below everything that stays open.
+    fn remove(&mut self, tags: &[Tag]) -> (Option<Tag>, Vec<Tag>) {
+        self.take_out(tags);
         let open = self.taken.first().into_iter().chain(self.skipped.first());
         let lowest_open = open.min().copied().unwrap_or(Tag::MAX);
         let (prefix, singles): (Vec<Tag>, _) = tags.iter().partition(|tag| **tag < lowest_open);

@@ -146,7 +146,8 @@ fn clean(message: &Message) -> Message {
 
 /// Headers that say how a message died, or that would send its copies astray.
 fn is_added(name: &str) -> bool {
-    matches!(name, X_DEATH | "CC" | "BCC" | "x-delivery-count")
+    matches!(name, X_DEATH | "CC" | "BCC")
+        || header::COUNTERS.contains(&name)
         || ["x-first-death-", "x-last-death-", header::PREFIX]
             .iter()
             .any(|prefix| name.starts_with(prefix))

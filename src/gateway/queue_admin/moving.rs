@@ -140,9 +140,9 @@ async fn batch(fetch: &mut dyn Fetch, most: u64) -> Result<Vec<Delivery>, crate:
 /// The message as it is, but for what would send it elsewhere, and for what the publish itself writes.
 pub(super) fn copy_of(delivery: &Delivery) -> Message {
     let mut copy = delivery.message.clone();
-    copy.headers.remove("CC");
-    copy.headers.remove("BCC");
-    copy.headers.remove("x-delivery-count");
+    for name in ["CC", "BCC"].iter().chain(&header::COUNTERS) {
+        copy.headers.remove(*name);
+    }
     // A copy has its own; a dead letter's record of the first one stays.
     if let Some(id) = copy.headers.remove(header::PUBLISH_ID) {
         let original = copy.headers.entry(header::ORIGINAL_PUBLISH_ID.to_owned());

@@ -8,7 +8,7 @@ use super::{Error, QueueAdmin, fetchable, moving::copy_of, not_fetched, own_queu
 use crate::{
     broker::{self, Delivery, Fate, LinkState, Tag, admin::QueueInfo, topology::QueueKind},
     gateway::validate::Invalid,
-    message::Value,
+    message::{Value, header},
 };
 
 /// Messages of one look.
@@ -23,8 +23,6 @@ const SAFE_RETURNS: i64 = 15;
 /// Returns that are safe where nobody tells of what type a queue is. The first return must be risked, or each look at a classic
 /// queue would change its order.
 const RISKED_RETURNS: i64 = 1;
-/// What a quorum queue writes on a message that came back.
-const RETURNS: &str = "x-delivery-count";
 
 impl QueueAdmin {
     /// The first messages of a queue. Goes on to its end when the caller goes away: what is fetched is returned.
@@ -103,6 +101,6 @@ fn may_not_return(queue: &QueueInfo, delivery: &Delivery) -> bool {
         }
         Some(_) => return false,
     };
-    let returns = delivery.message.headers.get(RETURNS);
+    let returns = delivery.message.headers.get(header::DELIVERY_COUNT);
     returns.and_then(Value::as_integer).unwrap_or(0) >= most
 }

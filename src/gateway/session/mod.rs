@@ -310,11 +310,12 @@ impl Session {
         self.return_to_queues(&tags).await
     }
 
+    /// What the client never had.
     async fn return_to_queues(&mut self, tags: &[Tag]) -> Result<(), Over> {
         if tags.is_empty() {
             return Ok(());
         }
-        let returned = self.subscription.requeue(tags).await;
+        let returned = self.subscription.give_back(tags).await;
         returned.map_err(|ended| self.over(ended))
     }
 

@@ -147,7 +147,7 @@ impl Session {
     }
 
     pub(super) async fn on_rested(&mut self, tag: Tag) -> Result<(), Over> {
-        let returned = self.subscription.requeue(&[tag]).await;
+        let returned = self.subscription.give_back(&[tag]).await;
         returned.map_err(|ended| self.over(ended))
     }
 

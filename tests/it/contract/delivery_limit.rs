@@ -53,7 +53,7 @@ pub async fn a_message_beyond_its_delivery_limit_is_dead_lettered(f: Fixture) {
     assert_eq!((body(&next), returns(&next)), ("b".to_owned(), None));
 }
 
-/// That is why a limit must be well above a consumer's prefetch.
+/// Those of a consumer that went, on every version. That is why a limit must be well above a consumer's prefetch.
 pub async fn every_return_counts_also_of_a_neighbour(f: Fixture) {
     declare_limited(&f, 100).await;
     f.fill("work", &["a", "b"]).await;
@@ -73,4 +73,22 @@ pub async fn every_return_counts_also_of_a_neighbour(f: Fixture) {
         drained.iter().map(returns).collect::<Vec<_>>(),
         [Some(1); 2]
     );
+}
+
+/// RabbitMQ before 4.3 counts this too; from 4.3 on it may go on for ever.
+pub async fn what_no_consumer_had_is_given_back_and_counts_only_where_it_must(f: Fixture) {
+    declare_limited(&f, 3).await;
+    let mut dead = f.subscribe(&["dead"], 1).await;
+    let mut consumer = f.subscribe(&["work"], 1).await;
+    f.fill("work", &["a"]).await;
+    let counts = f.traits.counts_what_is_given_back;
+    for given_back in 0..=3 {
+        let delivery = receive(&mut *consumer).await;
+        let counted = Some(given_back).filter(|count| counts && *count > 0);
+        assert_eq!(returns(&delivery), counted);
+        assert_eq!(delivery.redelivered, given_back > 0);
+        assert_eq!(timely(consumer.give_back(&[delivery.tag])).await, Ok(()));
+    }
+    let last = receive(if counts { &mut *dead } else { &mut *consumer }).await;
+    assert_eq!((body(&last), returns(&last)), ("a".to_owned(), None));
 }

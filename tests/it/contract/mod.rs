@@ -93,6 +93,7 @@ macro_rules! contract_suite {
                 an_auto_delete_queue_that_is_stopped_goes_at_once
                 an_auto_delete_queue_that_never_had_a_consumer_stays
                 a_queue_is_not_made_temporary_afterwards
+                what_no_consumer_had_is_given_back_and_counts_only_where_it_must
                 declaring_anew_with_other_arguments_is_a_difference_and_changes_nothing
                 closing_ends_subscriptions_and_refuses_publishes
             }
@@ -117,15 +118,26 @@ pub struct Traits {
     /// How many messages a quorum queue may take beyond its maximum length before it refuses. RabbitMQ tells publishers
     /// asynchronously that it is full; on a classic queue the limit is exact.
     pub quorum_overshoot: usize,
+    /// Whether a quorum queue counts every return: it cannot tell what a consumer failed to do from what no consumer had.
+    pub counts_what_is_given_back: bool,
 }
 
 impl Traits {
     pub const MEMORY: Self = Self {
         quorum_overshoot: 0,
+        counts_what_is_given_back: true,
     };
-    pub const RABBITMQ: Self = Self {
-        quorum_overshoot: 64,
-    };
+
+    /// Of the RabbitMQ that `make test` started.
+    pub fn rabbitmq() -> Self {
+        let version = std::env::var("COURTIER_TEST_RABBITMQ_VERSION").expect("set by make test");
+        let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+        let (major, minor) = (numbers.next(), numbers.next());
+        Self {
+            quorum_overshoot: 64,
+            counts_what_is_given_back: (major, minor) < (Some(4), Some(3)),
+        }
+    }
 }
 
 /// A broker for one case, and its part of the namespace. The cases' short names get the prefix here, and only here.
