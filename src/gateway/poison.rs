@@ -119,7 +119,9 @@ impl PoisonCounts {
                 (&message.kind, &message.correlation_id, message.timestamp).hash(&mut hasher);
                 message.payload.hash(&mut hasher);
                 let headers = message.headers.iter();
-                for (name, value) in headers.filter(|(name, _)| !header::COUNTERS.contains(&&***name)) {
+                for (name, value) in
+                    headers.filter(|(name, _)| !header::COUNTERS.contains(&&***name))
+                {
                     (name, format!("{value:?}")).hash(&mut hasher);
                 }
             }

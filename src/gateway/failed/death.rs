@@ -190,6 +190,8 @@ mod tests {
         let headers = Table::from([
             (X_DEATH.into(), x_death("expired")),
             ("x-first-death-reason".into(), Value::text("expired")),
+            ("x-delivery-count".into(), Value::I64(1)),
+            ("x-acquired-count".into(), Value::I64(2)),
             (header::PUBLISH_ID.into(), Value::text("p1")),
             ("mine".into(), Value::I8(1)),
         ]);
