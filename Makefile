@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test attribution endurance bombs bench lint fmt
+.PHONY: help run test matrix attribution endurance bombs bench lint fmt
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -9,6 +9,9 @@ run: ## build and start the gateway; without RABBITMQ_HOST or RABBITMQ_URL on it
 
 test: ## run every test, against servers of its own (installs them when missing)
 	scripts/test
+
+matrix: ## run the tests on newer servers too: RabbitMQ 4.0 and 4.3, MySQL 9.7 (Debian's, in folders of their own)
+	scripts/matrix
 
 attribution: ## publish a million messages and check that each got its own outcome
 	scripts/test attribution

@@ -12,6 +12,9 @@ tools="${XDG_CACHE_HOME:-$HOME/.cache}/courtier/tools"
 buf="$tools/buf-$BUF_VERSION/node_modules/.bin/buf"
 cargo_deny="$tools/cargo-deny-$CARGO_DENY_VERSION/bin/cargo-deny"
 
+# debian RELEASE: a folder with that release of Debian in it and servers of ours, made by scripts/install-deps.
+debian() { echo "$tools/debian-$1"; }
+
 # Next to what cargo builds: `cargo clean` removes it too.
 target="${CARGO_TARGET_DIR:-$root/target}"
 [[ $target == /* ]] || target="$root/$target"

@@ -120,12 +120,15 @@ pub struct Traits {
     pub quorum_overshoot: usize,
     /// Whether a quorum queue counts every return: it cannot tell what a consumer failed to do from what no consumer had.
     pub counts_what_is_given_back: bool,
+    /// Whether a classic queue takes back what is unsettled for too long.
+    pub has_consumer_timeout: bool,
 }
 
 impl Traits {
     pub const MEMORY: Self = Self {
         quorum_overshoot: 0,
         counts_what_is_given_back: true,
+        has_consumer_timeout: false,
     };
 
     /// Of the RabbitMQ that `make test` started.
@@ -133,9 +136,11 @@ impl Traits {
         let version = std::env::var("COURTIER_TEST_RABBITMQ_VERSION").expect("set by make test");
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
         let (major, minor) = (numbers.next(), numbers.next());
+        let before_4_3 = (major, minor) < (Some(4), Some(3));
         Self {
             quorum_overshoot: 64,
-            counts_what_is_given_back: (major, minor) < (Some(4), Some(3)),
+            counts_what_is_given_back: before_4_3,
+            has_consumer_timeout: before_4_3,
         }
     }
 }
