@@ -103,13 +103,12 @@ async fn the_brokers_own_names_are_forbidden(on: On) {
     for name in ["amq.rabbitmq.log", "amq.rabbitmq.trace", "amq.nothing"] {
         assert_eq!(publish(&front, name, "k").await, forbidden, "{name}");
     }
-    for name in [
-        "amq.rabbitmq.reply-to",
-        "amq.rabbitmq.reply-to.g2dkAA==",
-        // To a node that is no more: RabbitMQ 3.10 would end the connection that it comes on.
-        "amq.rabbitmq.reply-to.g1h2AAtyZXBseUAxMjM0NQAAArEAAAAAAAAAAQ==.y06hL4AQXszB5Cjg7m5rVQ==",
-    ] {
-        assert_eq!(publish(&front, "", name).await, forbidden, "{name}");
+    // An address is published to, for replies; nobody else's is waited at.
+    let address =
+        "amq.rabbitmq.reply-to.g1h2AAtyZXBseUAxMjM0NQAAArEAAAAAAAAAAQ==.y06hL4AQXszB5Cjg7m5rVQ==";
+    let here = "amq.rabbitmq.reply-to";
+    assert_eq!(publish(&front, "", here).await, forbidden);
+    for name in [here, "amq.rabbitmq.reply-to.g2dkAA==", address] {
         assert_eq!(
             refusal(Stream::open(&front, from(&[name])).await),
             forbidden,

@@ -69,7 +69,7 @@ pub fn read_exchange_kind(field: &'static str, kind: &str) -> Result<ExchangeKin
     if kind.is_empty() {
         return Ok(ExchangeKind::Topic);
     }
-    let unknown = |bad: NoExchangeKind| invalid(field, &bad.to_string());
+    let unknown = |bad: NoExchangeKind| invalid(field, bad.to_string());
     kind.parse().map_err(unknown)
 }
 
