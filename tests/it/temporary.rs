@@ -244,6 +244,13 @@ async fn a_dead_letter_queue_that_others_consume_goes_only_when_their_messages_a
     let work = office.work("work").await;
     let dlq = format!("{work}.dlq");
     let mut other = office.subscribe(from(&[&dlq])).await;
+    if on == On::Managed {
+        eventually("the management API counts it", async || {
+            let found = office.get(&dlq).await.expect("it is there");
+            found.unacked_count.is_some()
+        })
+        .await;
+    }
     let deleted = office.delete_with_letters(&work).await;
     if on == On::RabbitMq {
         assert_eq!(deleted.dead_letter_queue(), DeadLetterQueue::InUse);

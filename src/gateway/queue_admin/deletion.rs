@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::QueueAdmin;
 use crate::broker::{
     self,
@@ -11,6 +13,9 @@ use crate::broker::{
 
 /// How old RabbitMQ's count of what consumers hold may be, and a second (<https://www.rabbitmq.com/docs/management#statistics-interval>).
 const STATISTICS: Duration = Duration::from_secs(6);
+
+/// How long until a queue that still has consumers is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A queue that was deleted.
 #[derive(Clone, Debug)]
@@ -50,17 +55,23 @@ impl QueueAdmin {
     }
 
     async fn delete_if_empty(&self, name: &str) -> Result<bool, Kept> {
-        let Some(found) = self.look_into(name).await? else {
-            return Ok(false);
-        };
-        // Other gateways consume from it as well. What they hold would be lost with it if they could not store it.
-        if found.consumers != Some(0) {
-            tokio::time::sleep(STATISTICS).await;
-            match self.look_into(name).await? {
-                Some(found) if found.unacked.is_none() => return Err(Kept::InUse),
-                Some(_) => {}
-                None => return Ok(false),
+        // A consumer that was just cancelled is counted a moment longer. Other gateways consume from it as well: what they hold would be
+        // lost with it if they could not store it.
+        let counted_by = Instant::now() + STATISTICS;
+        loop {
+            let Some(found) = self.look_into(name).await? else {
+                return Ok(false);
+            };
+            if found.consumers == Some(0) {
+                break;
             }
+            if counted_by <= Instant::now() {
+                match found.unacked {
+                    Some(_) => break,
+                    None => return Err(Kept::InUse),
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         let admin = self.broker.admin();
         let only = OnlyIf {
