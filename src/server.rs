@@ -17,8 +17,10 @@ use tracing::{info, warn};
 use self::listener::Listener;
 use crate::{
     broker::{
-        Broker, Error, LinkState, Links, memory::MemoryBroker, rabbitmq::RabbitMq,
-        topology::Topology,
+        Broker, Error, LinkState, Links,
+        memory::MemoryBroker,
+        rabbitmq::RabbitMq,
+        topology::{DeadLetterSource, Topology},
     },
     config::{App, Config, Http, TopologyFile},
     failure::schedule::Policy,
@@ -26,7 +28,7 @@ use crate::{
         Gateway, Limits, Parts,
         alerts::{self, Alerts, Eyes},
         exposition::Exposition,
-        failed::FailedMessages,
+        failed::{FailedMessages, Source},
         message_log::MessageLog,
         queue_admin::QueueAdmin,
     },
@@ -87,6 +89,8 @@ pub async fn serve(
     let metrics = Metrics::default();
     let broker = connect(&config, &metrics).await?;
     let topology = config.topology.as_ref().map(|file| file.topology.clone());
+    let sources = config.topology.as_ref();
+    let sources = sources.map(|file| file.dead_letter_sources.clone());
     let traces = match &config.traces {
         Some(collector) => Traces::start(collector)?,
         None => Traces::default(),
@@ -101,6 +105,7 @@ pub async fn serve(
         metrics,
         traces,
         topology,
+        dead_letter_sources: sources.unwrap_or_default(),
     };
     let settings = Settings {
         app: config.app,
@@ -121,6 +126,8 @@ pub struct Backends {
     pub traces: Traces,
     /// What was declared at start; its queues' dead letters are collected from then on.
     pub topology: Option<Topology>,
+    /// Other people's dead letters, which are collected as well.
+    pub dead_letter_sources: Vec<DeadLetterSource>,
 }
 
 /// How the gateway does it.
@@ -216,8 +223,11 @@ pub async fn run(
         metrics,
         traces,
         topology,
+        dead_letter_sources,
     } = backends;
-    let managed = topology.as_ref().map(Topology::dead_lettered);
+    let own = topology.as_ref().map(Topology::dead_lettered);
+    let own = own.unwrap_or_default().into_iter().map(Source::of);
+    let managed = own.chain(dead_letter_sources.into_iter().map(Source::from));
     let (failed, background) = FailedMessages::start(
         broker.clone(),
         store.clone(),
@@ -225,7 +235,7 @@ pub async fn run(
         log.clone(),
         metrics.clone(),
         traces.clone(),
-        managed.unwrap_or_default(),
+        managed,
     );
     let queues = QueueAdmin::new(broker.clone(), failed.clone(), limits.queues, topology);
     let eyes = Eyes {

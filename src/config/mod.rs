@@ -89,6 +89,8 @@ pub struct TopologyFile {
     pub topology: Topology,
     /// By queue, for queues that are not retried as all others.
     pub retries: BTreeMap<String, topology::Retries>,
+    /// Other people's dead letters.
+    pub dead_letter_sources: Vec<topology::DeadLetterSource>,
 }
 
 /// Limits of connections.
@@ -290,10 +292,15 @@ fn topology(reader: &mut Reader, defaults: &QueueDefaults) -> Option<TopologyFil
     let path = PathBuf::from(reader.optional("TOPOLOGY_FILE")?);
     let text = reader.file("TOPOLOGY_FILE")?;
     match Topology::parse(&text, defaults) {
-        Ok(Parsed { topology, retries }) => Some(TopologyFile {
+        Ok(Parsed {
+            topology,
+            retries,
+            dead_letter_sources,
+        }) => Some(TopologyFile {
             path,
             topology,
             retries,
+            dead_letter_sources,
         }),
         Err(error) => {
             reader.problem("TOPOLOGY_FILE", &error.to_string());

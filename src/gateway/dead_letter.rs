@@ -179,7 +179,7 @@ pub fn poisoned(delivery: &Delivery, queue: &str, failures: u32) -> Message {
 }
 
 /// The beginning of a text, as much as is kept.
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_ERROR_TEXT)].to_owned()
 }
 

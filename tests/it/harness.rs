@@ -7,7 +7,7 @@ use courtier::{
         Broker,
         memory::MemoryBroker,
         rabbitmq::{self, ManagementAt},
-        topology::Topology,
+        topology::{DeadLetterSource, Topology},
     },
     config::{Config, reader::Reader},
     gateway::{Limits, message_log::MessageLog},
@@ -44,6 +44,7 @@ pub struct Setup {
     database_patience: Duration,
     /// As if it had been declared at start.
     pub topology: Option<Topology>,
+    pub dead_letter_sources: Vec<DeadLetterSource>,
     pub metrics: Metrics,
     pub traces: Traces,
 }
@@ -87,6 +88,7 @@ impl Gateway {
             config,
             database_patience: PATIENCE / 10,
             topology: None,
+            dead_letter_sources: Vec::new(),
             metrics: Metrics::default(),
             traces: Traces::default(),
         };
@@ -95,6 +97,7 @@ impl Gateway {
             config,
             database_patience,
             topology,
+            dead_letter_sources,
             metrics,
             traces,
         } = setup;
@@ -112,6 +115,7 @@ impl Gateway {
             metrics,
             traces,
             topology,
+            dead_letter_sources,
         };
         let serving = tokio::spawn(async move {
             let settings = server::Settings {

@@ -32,6 +32,7 @@ mod failed_crash;
 mod failed_load;
 mod failed_messages;
 mod failed_native;
+mod foreign_letters;
 mod front;
 mod harness;
 mod hostile;

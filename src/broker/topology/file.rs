@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    Binding, DEAD_LETTER_EXCHANGE, DeadLetter, Exchange, ExchangeKind, Parsed, Queue,
-    QueueDefaults, QueueKind, Retries, Topology, dead_letter_queue,
+    Binding, DEAD_LETTER_EXCHANGE, DeadLetter, DeadLetterSource, Exchange, ExchangeKind, Parsed,
+    Queue, QueueDefaults, QueueKind, Retries, Topology, dead_letter_queue,
 };
 use crate::{
     broker::Entity,
@@ -52,6 +52,46 @@ pub struct File {
     pub queues: Vec<FileQueue>,
     #[serde(default)]
     pub bindings: Vec<FileBinding>,
+    #[serde(default)]
+    pub dead_letter_sources: Vec<FileSource>,
+}
+
+/// A queue of another platform's dead letters.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSource {
+    pub queue: String,
+    /// Where what is in it failed, when nothing says it.
+    pub failed_queue: Option<String>,
+    /// Unless said otherwise: yes.
+    pub retry: Option<bool>,
+}
+
+impl FileSource {
+    fn complete(self, others: &[DeadLetterSource]) -> Result<DeadLetterSource, BadTopology> {
+        check(Entity::Queue, &self.queue, names::queue)?;
+        let bad = |problem: &str| BadTopology::Entry {
+            what: Entity::Queue,
+            name: self.queue.clone(),
+            problem: problem.to_owned(),
+        };
+        if others.iter().any(|other| other.queue == self.queue) {
+            return Err(bad("is twice among dead_letter_sources"));
+        }
+        if let Some(failed) = &self.failed_queue {
+            check(Entity::Queue, failed, names::queue)?;
+            if *failed == self.queue {
+                return Err(bad(
+                    "failed_queue names the queue where it failed, not this one",
+                ));
+            }
+        }
+        Ok(DeadLetterSource {
+            retry: self.retry.unwrap_or(true),
+            queue: self.queue,
+            failed_queue: self.failed_queue,
+        })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -345,7 +385,16 @@ impl File {
                 arguments: own_values(binding.arguments),
             });
         }
-        Ok(Parsed { topology, retries })
+        let mut dead_letter_sources = Vec::new();
+        for source in self.dead_letter_sources {
+            let source = source.complete(&dead_letter_sources)?;
+            dead_letter_sources.push(source);
+        }
+        Ok(Parsed {
+            topology,
+            retries,
+            dead_letter_sources,
+        })
     }
 }
 
@@ -428,7 +477,10 @@ mod tests {
     #[test]
     fn a_queue_may_have_a_retry_schedule_of_its_own() {
         let text = "[[queues]]\nname = \"q\"\nmax_retries = 0\nretry_delays = [\"1s\", 2000]\n[[queues]]\nname = \"p\"";
-        let Parsed { topology, retries } = Topology::parse(text, &DEFAULTS).expect("valid");
+        let parsed = Topology::parse(text, &DEFAULTS).expect("valid");
+        let Parsed {
+            topology, retries, ..
+        } = parsed;
         let own = Retries {
             max: Some(0),
             delays: Some(vec![Duration::from_secs(1), Duration::from_secs(2)]),
@@ -502,6 +554,15 @@ mod tests {
                 "classic",
             ),
             ("[[queues]]\nname = \"q\"\nexpires = 0", "expires"),
+            ("[[dead_letter_sources]]\nqueue = \"\"", "empty"),
+            (
+                "[[dead_letter_sources]]\nqueue = \"e\"\nfailed_queue = \"e\"",
+                "failed_queue",
+            ),
+            (
+                "[[dead_letter_sources]]\nqueue = \"e\"\n[[dead_letter_sources]]\nqueue = \"e\"",
+                "twice",
+            ),
         ];
         for (text, named) in cases {
             let error = Topology::parse(text, &DEFAULTS)

@@ -39,6 +39,17 @@ pub struct Parsed {
     pub topology: Topology,
     /// By queue, for queues that are not retried as all others.
     pub retries: BTreeMap<String, Retries>,
+    pub dead_letter_sources: Vec<DeadLetterSource>,
+}
+
+/// A queue in which somebody else's platform sets aside what failed. It is not declared, only collected from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetterSource {
+    pub queue: String,
+    /// The queue that its messages failed in, where they do not say it.
+    pub failed_queue: Option<String>,
+    /// They are retried by schedule, as what fails elsewhere.
+    pub retry: bool,
 }
 
 /// How what fails in a queue is retried; what is `None` is as everywhere. The broker knows nothing of it.

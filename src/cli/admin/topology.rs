@@ -36,7 +36,7 @@ pub(in crate::cli) async fn run(command: Command) -> Result<(), Exit> {
 /// Declare what is missing; what differs is told and left alone, and nothing is deleted
 #[derive(Args)]
 #[command(after_help = "\
-max_retries and retry_delays of queues are the gateway's business: they count in its own TOPOLOGY_FILE only.")]
+max_retries and retry_delays of queues, and dead_letter_sources, are the gateway's business: they count in its own TOPOLOGY_FILE only.")]
 pub(in crate::cli) struct Apply {
     /// A topology file (TOML); examples/topology.toml shows all there is
     #[arg(value_name = "FILE")]

@@ -17,9 +17,9 @@ use super::death;
 use crate::{
     broker::{
         Broker, Delivery, Ended, Error as BrokerError, Subscribe, Subscription, Tag,
-        topology::dead_letter_queue,
+        topology::{DeadLetterSource, dead_letter_queue},
     },
-    failure::{Death, schedule::Policy},
+    failure::{Death, Next, schedule::Policy},
     gateway::message_log::{self, MessageLog},
     metrics::Metrics,
     store::{Collected, Error, Store},
@@ -36,6 +36,65 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// How often queues that other replicas added are looked for.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// A queue that dead letters are collected from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// Where they are.
+    letters: String,
+    /// Where they failed, unless they say otherwise; for a source of others `None`: nobody knows.
+    queue: Option<String>,
+    /// What makes it one of others.
+    foreign: Option<Foreign>,
+}
+
+/// A dead-letter queue that another platform made.
+#[derive(Clone, Debug, PartialEq)]
+struct Foreign {
+    /// What failed is retried by schedule.
+    retry: bool,
+}
+
+impl Source {
+    /// The dead-letter queue of `queue`.
+    pub fn of(queue: String) -> Self {
+        Self {
+            letters: dead_letter_queue(&queue),
+            queue: Some(queue),
+            foreign: None,
+        }
+    }
+
+    /// What the gateway's list in the database calls it; other people's are in no list.
+    fn queue(&self) -> &str {
+        self.queue.as_deref().unwrap_or(&self.letters)
+    }
+
+    fn death(&self, delivery: &Delivery) -> Death {
+        match &self.foreign {
+            None => death::read(delivery, self.queue()),
+            Some(foreign) => {
+                let mut death = death::read_foreign(delivery, &self.letters, self.queue.as_deref());
+                if !foreign.retry {
+                    death.next = Next::Park;
+                }
+                death
+            }
+        }
+    }
+}
+
+impl From<DeadLetterSource> for Source {
+    fn from(source: DeadLetterSource) -> Self {
+        Self {
+            letters: source.queue,
+            queue: source.failed_queue,
+            foreign: Some(Foreign {
+                retry: source.retry,
+            }),
+        }
+    }
+}
+
 /// The collectors of all dead-letter queues.
 #[derive(Clone)]
 pub struct Collectors {
@@ -45,7 +104,7 @@ pub struct Collectors {
     log: MessageLog,
     metrics: Metrics,
     traces: Traces,
-    /// Queues whose dead letters are collected.
+    /// By the queue that dead letters are collected from.
     queues: Arc<Mutex<HashMap<String, Running>>>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -54,6 +113,7 @@ pub struct Collectors {
 /// A collector at work.
 #[derive(Clone)]
 struct Running {
+    source: Source,
     /// The topology has the queue.
     managed: bool,
     stop: CancellationToken,
@@ -65,7 +125,8 @@ struct Running {
 #[must_use]
 pub struct Paused {
     of: Collectors,
-    queue: String,
+    /// `None`: it does not go on.
+    source: Option<Source>,
     managed: bool,
 }
 
@@ -75,19 +136,19 @@ impl Paused {
         if self.managed {
             return;
         }
-        self.of.forget(&self.queue).await;
-        // Nothing to go on with.
-        self.queue.clear();
+        if let Some(source) = &self.source {
+            self.of.forget(source).await;
+        }
+        self.source = None;
     }
 }
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        if !self.queue.is_empty() {
-            let running = self.of.spawn(self.queue.clone(), self.managed);
-            self.of
-                .lock()
-                .insert(std::mem::take(&mut self.queue), running);
+        if let Some(source) = self.source.take() {
+            let letters = source.letters.clone();
+            let running = self.of.spawn(source, self.managed);
+            self.of.lock().insert(letters, running);
         }
     }
 }
@@ -115,10 +176,10 @@ impl Collectors {
         }
     }
 
-    /// Collects the dead letters of `managed` queues, and of those that any replica added.
-    pub fn start(&self, managed: impl IntoIterator<Item = String>) {
-        for queue in managed {
-            self.collect(queue, true);
+    /// Collects the dead letters of `managed` sources, and of the queues that any replica added.
+    pub fn start(&self, managed: impl IntoIterator<Item = Source>) {
+        for source in managed {
+            self.collect(source, true);
         }
         let collectors = self.clone();
         self.tasks.spawn(async move {
@@ -130,7 +191,7 @@ impl Collectors {
     /// Sees to it that the dead letters of `queue`, to which the gateway has added one, are collected: by this replica at once, by
     /// others and after a restart because the database knows.
     pub fn ensure(&self, queue: &str) {
-        if !self.collect(queue.to_owned(), false) {
+        if !self.collect(Source::of(queue.to_owned()), false) {
             return;
         }
         let (store, queue) = (self.store.clone(), queue.to_owned());
@@ -159,7 +220,7 @@ impl Collectors {
         let mut presence = self.store.watch();
         while presence.up().await {
             for queue in self.store.dead_letter_queues().await.unwrap_or_default() {
-                self.collect(queue, false);
+                self.collect(Source::of(queue), false);
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -167,11 +228,11 @@ impl Collectors {
 
     /// Stops the collector of `queue`, if there is one: what it held is stored, or back in its dead-letter queue.
     pub async fn pause(&self, queue: &str) -> Option<Paused> {
-        let running = self.lock().get(queue).cloned()?;
+        let running = self.lock().get(&dead_letter_queue(queue)).cloned()?;
         running.stop.cancel();
         let paused = Paused {
             of: self.clone(),
-            queue: queue.to_owned(),
+            source: Some(running.source.clone()),
             managed: running.managed,
         };
         running.stopped.cancelled().await;
@@ -179,24 +240,25 @@ impl Collectors {
     }
 
     /// Starts a collector; `false`: there is one.
-    fn collect(&self, queue: String, managed: bool) -> bool {
+    fn collect(&self, source: Source, managed: bool) -> bool {
         let mut queues = self.lock();
-        if queues.contains_key(&queue) {
+        if queues.contains_key(&source.letters) {
             return false;
         }
-        queues.insert(queue.clone(), self.spawn(queue, managed));
+        queues.insert(source.letters.clone(), self.spawn(source, managed));
         true
     }
 
-    fn spawn(&self, queue: String, managed: bool) -> Running {
+    fn spawn(&self, source: Source, managed: bool) -> Running {
         let running = Running {
+            source: source.clone(),
             managed,
             stop: self.stop.child_token(),
             stopped: CancellationToken::new(),
         };
         let collector = Collector {
             of: self.clone(),
-            queue,
+            source,
             managed,
             stop: running.stop.clone(),
             _stopped: running.stopped.clone().drop_guard(),
@@ -205,12 +267,13 @@ impl Collectors {
         running
     }
 
-    async fn forget(&self, queue: &str) {
+    async fn forget(&self, source: &Source) {
+        let queue = source.queue();
         tracing::debug!(queue, "its dead-letter queue is gone");
         if let Err(error) = self.store.remove_dead_letter_queue(queue).await {
             tracing::debug!(queue, %error, "it stays in the database's list");
         }
-        self.lock().remove(queue);
+        self.lock().remove(&source.letters);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Running>> {
@@ -221,7 +284,7 @@ impl Collectors {
 /// Collects one queue's dead letters.
 struct Collector {
     of: Collectors,
-    queue: String,
+    source: Source,
     /// The topology has it: it is waited for when it does not exist.
     managed: bool,
     stop: CancellationToken,
@@ -247,7 +310,7 @@ impl Collector {
             }
             match self.collect().await {
                 Pause::Stop => return,
-                Pause::Missing if !self.managed => return self.of.forget(&self.queue).await,
+                Pause::Missing if !self.managed => return self.of.forget(&self.source).await,
                 Pause::Missing | Pause::Away => {}
             }
             let pause = tokio::time::sleep(AGAIN);
@@ -259,7 +322,7 @@ impl Collector {
 
     async fn collect(&self) -> Pause {
         let subscribe = Subscribe {
-            queues: vec![dead_letter_queue(&self.queue)],
+            queues: vec![self.source.letters.clone()],
             prefetch: BATCH,
             client_id: "courtier-collector".to_owned(),
             deadline: Instant::now() + SUBSCRIBE_TIMEOUT,
@@ -268,7 +331,7 @@ impl Collector {
             Ok(subscription) => subscription,
             Err(BrokerError::NotFound { .. }) => return Pause::Missing,
             Err(error) => {
-                tracing::debug!(queue = self.queue, %error, "cannot collect its dead letters");
+                tracing::debug!(queue = self.source.letters, %error, "cannot collect dead letters");
                 return Pause::Away;
             }
         };
@@ -289,7 +352,7 @@ impl Collector {
             let (batch, ended) = batch(subscription, first);
             let deaths: Vec<Death> = batch
                 .iter()
-                .map(|delivery| death::read(delivery, &self.queue))
+                .map(|delivery| self.source.death(delivery))
                 .collect();
             let tags: Vec<Tag> = batch.iter().map(|delivery| delivery.tag).collect();
             drop(batch);
@@ -333,10 +396,11 @@ impl Collector {
             if *collected == Collected::Duplicate {
                 duplicates += 1;
             } else {
-                self.of.metrics.collected(&self.queue, death.reason.into());
+                let queue = self.source.queue();
+                self.of.metrics.collected(queue, death.reason.into());
                 self.trace(death);
                 tracing::debug!(
-                    queue = self.queue,
+                    queue = death.queue,
                     message_id = death.message.message_id,
                     attempt = death.attempt,
                     reason = <&str>::from(death.reason),
@@ -346,7 +410,7 @@ impl Collector {
             }
         }
         tracing::info!(
-            queue = self.queue,
+            queue = self.source.queue(),
             failed = collected.len() - duplicates,
             duplicates,
             "collected dead letters"
@@ -361,7 +425,7 @@ impl Collector {
         let place = Place {
             exchange: &death.exchange,
             routing_key: &death.routing_key,
-            queue: &self.queue,
+            queue: &death.queue,
         };
         let message = &death.message;
         let origin = Origin::of_message(&message.headers);
@@ -382,7 +446,7 @@ impl Collector {
                 Ok(()) => stored.push(*tag),
                 Err(error) if error.passes() => return None,
                 Err(_) => {
-                    let (queue, bytes) = (&self.queue, death.message.payload.len());
+                    let (queue, bytes) = (&self.source.letters, death.message.payload.len());
                     tracing::error!(
                         queue,
                         bytes,

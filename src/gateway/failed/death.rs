@@ -1,12 +1,15 @@
-//! Reads a dead letter: a copy that the gateway made of a refused delivery, or what a broker moved there on its own.
+//! Reads a dead letter: a copy that the gateway made of a refused delivery, what a broker moved there on its own, or what another
+//! platform set aside.
 
 use uuid::Uuid;
 
+use super::foreign;
 use crate::{
     broker::Delivery,
     failure::{Death, ErrorDetail, Next, Reason},
     gateway::dead_letter,
     message::{Message, Table, Value, header},
+    names,
 };
 
 /// The broker's account of earlier deaths, the latest first
@@ -16,11 +19,53 @@ const X_DEATH: &str = "x-death";
 /// The death that a delivery from the dead-letter queue of `queue` tells of.
 pub fn read(delivery: &Delivery, queue: &str) -> Death {
     let headers = &delivery.message.headers;
+    // The gateway's copies come through the default exchange; what a broker moves comes through an exchange of its queue.
+    let copied = is_copy(delivery);
+    let told = if copied { told(headers) } else { seen(headers) };
+    death(delivery, told, copied, queue)
+}
+
+/// The death that a delivery from `letters` tells of, a queue in which another platform sets messages aside. `queue`: where they
+/// failed, when nothing says it.
+pub fn read_foreign(delivery: &Delivery, letters: &str, queue: Option<&str>) -> Death {
+    let headers = &delivery.message.headers;
+    if is_copy(delivery) {
+        return read(delivery, queue.unwrap_or(letters));
+    }
+    let mut told = seen(headers);
+    told.queue = told.queue.filter(|name| names::queue(name).is_ok());
+    told.exchange = told.exchange.filter(|name| names::short_text(name).is_ok());
+    told.routing_key = told
+        .routing_key
+        .filter(|key| names::routing_key(key).is_ok());
+    // A platform that moves a message says more of it than the broker, which it may have used to delay it.
+    if let Some(account) = foreign::read(headers) {
+        told.reason = Reason::Rejected;
+        told.error = account.error.unwrap_or(told.error);
+        told.queue = account.queue.or(told.queue);
+    }
+    if told.queue.is_none() && queue.is_none() {
+        // It would come back at once, again and again.
+        told.next = Next::Park;
+    }
+    let queue = queue.unwrap_or(letters);
+    if told.exchange.is_none() {
+        // Where it was published first is not known. Its queue is reached like this.
+        told.routing_key = Some(told.queue.clone().unwrap_or_else(|| queue.to_owned()));
+    }
+    death(delivery, told, false, queue)
+}
+
+fn is_copy(delivery: &Delivery) -> bool {
+    let headers = &delivery.message.headers;
+    delivery.exchange.is_empty() && headers.contains_key(header::ACTION)
+}
+
+/// `queue`: where it failed, when nothing says it.
+fn death(delivery: &Delivery, told: Account, copied: bool, queue: &str) -> Death {
+    let headers = &delivery.message.headers;
     let failed_id = dead_letter::failed_id(&delivery.message);
     let failed_id = failed_id.and_then(|id| Uuid::parse_str(id).ok());
-    // The gateway's copies come through the default exchange; what a broker moves comes through an exchange of its queue.
-    let copied = delivery.exchange.is_empty() && headers.contains_key(header::ACTION);
-    let told = if copied { told(headers) } else { seen(headers) };
     let queue = told.queue.unwrap_or_else(|| queue.to_owned());
     // The broker's account of a retry that died is about the retry, which came through the default exchange.
     let origin = dead_letter::noted_origin(&delivery.message, &queue).filter(|_| !copied);
@@ -241,6 +286,56 @@ mod tests {
         let death = read(&delivery("courtier.dlx", headers), "q");
         assert_eq!(death.reason, Reason::MaxLength);
         assert_eq!(death.next, Next::Retry(None));
+    }
+
+    #[test]
+    fn what_another_platform_set_aside_tells_where_and_why_as_far_as_it_does() {
+        let failed_q = ("NServiceBus.FailedQ".to_owned(), Value::text("sales"));
+        let both = Table::from([(X_DEATH.into(), x_death("expired")), failed_q.clone()]);
+        let death = read_foreign(&delivery("nsb", both), "error", Some("named"));
+        // It was only delayed by the broker before.
+        let told = (death.queue.as_str(), death.reason, death.next);
+        assert_eq!(told, ("sales", Reason::Rejected, Next::Retry(None)));
+        assert_eq!(death.message.headers, Table::from([failed_q]));
+
+        let native = Table::from([(X_DEATH.into(), x_death("maxlen"))]);
+        let death = read_foreign(&delivery("dlx", native), "error", None);
+        let told = (death.queue.as_str(), death.exchange.as_str(), death.reason);
+        assert_eq!(told, ("orders", "shop", Reason::MaxLength));
+
+        for (named, queue, next) in [
+            (Some("named"), "named", Next::Retry(None)),
+            (None, "error", Next::Park),
+        ] {
+            let death = read_foreign(&delivery("", Table::new()), "error", named);
+            let told = (death.queue.as_str(), death.routing_key.as_str(), death.next);
+            assert_eq!(told, (queue, queue, next));
+        }
+    }
+
+    #[test]
+    fn malformed_accounts_are_not_believed() {
+        let odd = |name: &str| {
+            let death = Table::from([
+                ("queue".into(), Value::text(name)),
+                ("exchange".into(), Value::text("e\n")),
+                ("routing-keys".into(), Value::I64(1)),
+                ("reason".into(), Value::Array(Vec::new())),
+            ]);
+            Value::Array(vec![Value::Table(death)])
+        };
+        for account in [
+            odd("amq.rabbitmq.reply-to.x"),
+            odd("q\0"),
+            odd(""),
+            Value::Array(vec![Value::Void]),
+            Value::text("x"),
+        ] {
+            let headers = Table::from([(X_DEATH.into(), account)]);
+            let death = read_foreign(&delivery("dlx", headers), "error", Some("named"));
+            let told = (death.queue.as_str(), death.exchange.as_str(), death.reason);
+            assert_eq!(told, ("named", "", Reason::Rejected));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod acks;
 mod collector;
 mod death;
+mod foreign;
 mod scheduler;
 mod sender;
 mod watch;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
+pub use self::collector::Source;
 pub use self::watch::{News, Watch};
 use self::{acks::Acks, collector::Collectors, sender::Sender, watch::Watchers};
 use super::{
@@ -146,7 +148,7 @@ impl Background {
 }
 
 impl FailedMessages {
-    /// The service, and what runs behind it: dead letters of the `managed` queues are collected, due retries sent.
+    /// The service, and what runs behind it: dead letters of the `managed` sources are collected, due retries sent.
     pub fn start(
         broker: Arc<dyn Broker>,
         store: Store,
@@ -154,7 +156,7 @@ impl FailedMessages {
         log: MessageLog,
         metrics: Metrics,
         traces: Traces,
-        managed: impl IntoIterator<Item = String>,
+        managed: impl IntoIterator<Item = Source>,
     ) -> (Self, Background) {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let collectors = Collectors::new(

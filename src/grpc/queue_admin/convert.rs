@@ -120,6 +120,7 @@ pub fn read_topology(topology: Option<proto::Topology>) -> Result<File, Status> 
         exchanges: exchanges.collect::<Result<_, Status>>()?,
         queues: queues.collect::<Result<_, Status>>()?,
         bindings: bindings.collect::<Result<_, Status>>()?,
+        dead_letter_sources: Vec::new(),
     })
 }
 
