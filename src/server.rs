@@ -5,7 +5,7 @@ mod descriptors;
 mod listener;
 mod seats;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -83,6 +83,20 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     descriptors::raise_limit();
+    let mut shutdown = pin!(shutdown);
+    // Heard from the beginning, also while the database or the broker is waited for.
+    let (backends, settings) = tokio::select! {
+        biased;
+        () = &mut shutdown => {
+            info!("stopped before it served anybody");
+            return Ok(());
+        }
+        prepared = prepare(config) => prepared?,
+    };
+    run(backends, settings, listener, shutdown).await
+}
+
+async fn prepare(config: Config) -> Result<(Backends, Settings), ServeError> {
     // First, because it may be unusable for good: then nothing else is begun.
     let store = Store::open(config.database.clone(), DATABASE_PATIENCE).await?;
     let log = MessageLog::start(store.clone(), config.message_log);
@@ -114,7 +128,7 @@ pub async fn serve(
         retries: config.retries,
         alerts: config.alerts,
     };
-    run(backends, settings, listener, shutdown).await
+    Ok((backends, settings))
 }
 
 /// What the gateway stands on.

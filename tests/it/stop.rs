@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, File},
-    process::{Command, Stdio},
+    net::TcpListener,
+    process::{Child, Command, Stdio},
 };
 
 use courtier::grpc::proto::{
@@ -94,10 +95,52 @@ async fn a_second_signal_cuts_what_the_first_let_go_on() {
     }
 }
 
+/// Signals of a process, as Linux tells them.
+fn mask(child: &Child, name: &str) -> u64 {
+    let path = format!("/proc/{}/status", child.id());
+    let status = fs::read_to_string(path).expect("it runs");
+    let mask = status.lines().find_map(|line| line.strip_prefix(name));
+    u64::from_str_radix(mask.expect("it is there").trim(), 16).expect("hexadecimal")
+}
+
+async fn listens_to_signals(child: &Child) {
+    const TERMINATE: u64 = 1 << 14;
+    eventually("it listens to signals", || async {
+        mask(child, "SigCgt:") & TERMINATE != 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_is_still_starting_stops_at_once() {
+    // It takes connections, and never says anything.
+    let database = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = database.local_addr().expect("bound").port();
+    let dir = TempDir::new().expect("a temporary folder");
+    let log = dir.path().join("log");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_courtier"))
+        .arg("serve")
+        .env_clear()
+        .env("APP_PORT", "0")
+        .env("DATA_DIR", dir.path())
+        .env("DATABASE_URL", format!("mysql://u:p@127.0.0.1:{port}/db"))
+        .stdin(Stdio::null())
+        .stderr(File::create(&log).expect("a place to write"))
+        .spawn()
+        .expect("it starts");
+    listens_to_signals(&child).await;
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args(["-TERM", &id]).status();
+    assert!(sent.expect("kill runs").success());
+    let ended = child.wait().expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    let log = fs::read_to_string(log).expect("it is there");
+    assert!(log.contains("stopped before it served anybody"), "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hang_up_that_is_to_be_ignored_is() {
     const HANG_UP: u64 = 1;
-    const TERMINATE: u64 = 1 << 14;
     let dir = TempDir::new().expect("a temporary folder");
     let log = File::create(dir.path().join("log")).expect("a place to write");
     // As nohup does it.
@@ -111,17 +154,8 @@ async fn a_hang_up_that_is_to_be_ignored_is() {
         .stderr(log)
         .spawn()
         .expect("it starts");
-    let mask = |name: &str| {
-        let path = format!("/proc/{}/status", child.id());
-        let status = fs::read_to_string(path).expect("it runs");
-        let mask = status.lines().find_map(|line| line.strip_prefix(name));
-        u64::from_str_radix(mask.expect("it is there").trim(), 16).expect("hexadecimal")
-    };
-    eventually("it listens to signals", || async {
-        mask("SigCgt:") & TERMINATE != 0
-    })
-    .await;
-    assert_ne!(mask("SigIgn:") & HANG_UP, 0);
+    listens_to_signals(&child).await;
+    assert_ne!(mask(&child, "SigIgn:") & HANG_UP, 0);
     child.kill().expect("it runs");
     child.wait().expect("it ends");
 }
