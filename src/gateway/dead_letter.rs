@@ -162,13 +162,12 @@ pub fn noted_origin<'a>(message: &'a Message, queue: &str) -> Option<Origin<'a>>
 /// What a copy's error is called when its consumers never said what went wrong.
 pub const POISON: &str = "PoisonMessage";
 
-/// The copy of a message that so many consumers died with, none of which held anything else. It may be retried: perhaps they
-/// were ill, not the message.
+/// The copy of a message that so many consumers died with. It may be retried: perhaps they were ill, not the message.
 pub fn poisoned(delivery: &Delivery, queue: &str, failures: u32) -> Message {
     let error = ErrorDetail {
         kind: POISON.to_owned(),
         message: format!(
-            "{failures} times in a row a consumer vanished, or let the ack deadline pass, while it held this message; the last time it was this message alone"
+            "{failures} times in a row a consumer vanished, or kept it for too long, while it held this message"
         ),
         stack: String::new(),
     };

@@ -287,7 +287,9 @@ fn spawn(through: &[String], port: u16, settings: &[(String, String)], log: &Pat
         .open(log)
         .expect("the directory exists");
     let program = env!("CARGO_BIN_EXE_courtier");
-    let mut line: Vec<&str> = through.iter().map(String::as_str).collect();
+    // Under nohup, the tests' own signals are not to be ignored.
+    let mut line = vec!["env", "--default-signal=HUP"];
+    line.extend(through.iter().map(String::as_str));
     line.extend([program, "serve"]);
     Command::new(line[0])
         .args(&line[1..])
