@@ -9,12 +9,26 @@ use axum::{
     },
 };
 use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
 use crate::error::{Failure, Interrupted};
 
-/// The bytes of a publish's JSON body; at most `limit`, which the route's `DefaultBodyLimit` must be too; what is answered to a larger one.
-pub(super) async fn json(
+/// The bytes of a publish's JSON body, if they come by `deadline`; at most `limit`, which the route's `DefaultBodyLimit` must be too.
+/// `too_large`: the answer to a larger one. Every error says that nothing was published.
+pub(super) async fn of_publish(
+    request: Request,
+    deadline: Instant,
+    limit: usize,
+    too_large: fn(usize) -> Error,
+) -> Result<Bytes, Error> {
+    timeout_at(deadline, json(request, limit, too_large))
+        .await
+        .map_err(|_| Error::from(Failure::publish_deadline(false)))?
+        .map_err(Error::not_published)
+}
+
+async fn json(
     request: Request,
     limit: usize,
     too_large: fn(usize) -> Error,

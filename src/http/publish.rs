@@ -10,7 +10,6 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use tokio::time::timeout_at;
 use utoipa::{
     ToSchema,
     openapi::{
@@ -143,11 +142,8 @@ async fn publish(
 ) -> Result<Json<PublishResponse>, Error> {
     let deadline = deadline::of_publish(&request, &gateway.limits);
     let origin = Origin::of_call(request.headers());
-    let body = body::json(request, gateway.limits.request_bytes(), Error::too_large);
-    let body = timeout_at(deadline, body)
-        .await
-        .map_err(|_| Error::from(Failure::publish_deadline(false)))?
-        .map_err(Error::not_published)?;
+    let limit = gateway.limits.request_bytes();
+    let body = body::of_publish(request, deadline, limit, Error::too_large).await?;
     let published = match read(&body, origin) {
         Ok(outgoing) => gateway.publish(outgoing, deadline).await,
         Err(invalid) => gateway.refuse(Published::refused(None, invalid)),

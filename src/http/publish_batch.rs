@@ -12,7 +12,6 @@ use serde::{
     de::{IgnoredAny, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use tokio::time::timeout_at;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -136,11 +135,7 @@ async fn publish_batch(
     let deadline = deadline::of_publish(&request, &gateway.limits);
     let origin = Origin::of_call(request.headers());
     let limit = gateway.limits.batch_bytes();
-    let body = timeout_at(deadline, body::json(request, limit, Error::batch_too_large));
-    let body = body
-        .await
-        .map_err(|_| Error::from(Failure::publish_deadline(false)))?
-        .map_err(Error::not_published)?;
+    let body = body::of_publish(request, deadline, limit, Error::batch_too_large).await?;
     let messages = messages(&body).map_err(Failure::invalid_publish)?;
     let batch = messages.into_iter().map(|message| {
         let message = publish::read(&message, origin.clone());

@@ -32,6 +32,19 @@ pub fn slow(setup: &mut Setup) {
     setup.config.retries.default = Schedule::new(vec![Duration::from_secs(3_600)], 3);
 }
 
+/// The failed messages of a queue, newest first.
+pub async fn failed_in(failed: &FailedMessagesClient<Channel>, queue: &str) -> Vec<FailedMessage> {
+    let request = ListFailedMessagesRequest {
+        filter: Some(FailedMessageFilter {
+            queue: queue.to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let listed = timely(failed.clone().list_failed_messages(request)).await;
+    listed.expect("listed").into_inner().failed_messages
+}
+
 /// A gateway, a work queue, and a person who looks after failed messages.
 pub struct Desk {
     pub front: Front,
@@ -65,16 +78,7 @@ impl Desk {
 
     /// The failed messages of its queue, newest first.
     pub async fn all(&self) -> Vec<FailedMessage> {
-        let request = ListFailedMessagesRequest {
-            filter: Some(FailedMessageFilter {
-                queue: self.queue.clone(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let listed = timely(self.failed.clone().list_failed_messages(request)).await;
-        let listed = listed.expect("listed");
-        listed.into_inner().failed_messages
+        failed_in(&self.failed, &self.queue).await
     }
 
     /// The one failed message, once it is there.

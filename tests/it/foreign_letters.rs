@@ -5,10 +5,7 @@ use courtier::{
         Fate, Publish,
         topology::{DeadLetter, DeadLetterSource, Queue, QueueKind, Topology},
     },
-    grpc::proto::{
-        DeathReason, FailedMessage, FailedMessageFilter, ListFailedMessagesRequest, Message,
-        failed_message::Status,
-    },
+    grpc::proto::{DeathReason, FailedMessage, Message, failed_message::Status},
     message::{self, Table, Value},
 };
 use prost_types::{Struct, value::Kind};
@@ -16,7 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    desk::{Desk, slow},
+    desk::{Desk, failed_in, slow},
     front::{On, body, from, on_both, text, timely, to_queue},
     harness::{PATIENCE, Setup, eventually},
     queue_admin::arguments,
@@ -71,17 +68,7 @@ async fn set_aside(desk: &Desk, letters: &str, body: &str, headers: Option<Struc
 }
 
 async fn all_in(desk: &Desk, queue: &str, count: usize) -> Vec<FailedMessage> {
-    let request = ListFailedMessagesRequest {
-        filter: Some(FailedMessageFilter {
-            queue: queue.to_owned(),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    let list = async || {
-        let listed = timely(desk.failed.clone().list_failed_messages(request.clone())).await;
-        listed.expect("listed").into_inner().failed_messages
-    };
+    let list = async || failed_in(&desk.failed, queue).await;
     eventually("all are collected", async || list().await.len() == count).await;
     list().await
 }

@@ -181,6 +181,14 @@ impl Front {
         name
     }
 
+    /// A queue that is full: "full" is in it.
+    pub async fn full_queue(&self, short: &str) -> String {
+        let queue = self.queue_with(short, |queue| queue.max_length = Some(1));
+        let queue = queue.await;
+        self.fill(&queue, &["full"]).await;
+        queue
+    }
+
     /// A direct exchange, with a binding of `key` to each queue.
     pub async fn exchange(&self, short: &str, key: &str, queues: &[&str]) -> String {
         let name = self.name(short);

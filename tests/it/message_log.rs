@@ -415,11 +415,7 @@ async fn what_no_queue_took_has_no_entry(on: On) {
     let audit = Auditor::open(on).await;
     let nowhere = audit.front.name("gone");
     refusal(audit.front.publish(to_queue(&nowhere, named("lost"))).await);
-    let full = audit
-        .front
-        .queue_with("full", |queue| queue.max_length = Some(1))
-        .await;
-    audit.front.fill(&full, &["first"]).await;
+    let full = audit.front.full_queue("full").await;
     refusal(
         audit
             .front

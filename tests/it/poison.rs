@@ -327,10 +327,7 @@ async fn a_copy_that_cannot_be_stored_is_tried_again(on: On) {
         .gateway_with(|limits| limits.max_delivery_failures = 1)
         .await;
     let queue = front.queue("work").await;
-    let full = front
-        .queue_with("work.dlq", |queue| queue.max_length = Some(1))
-        .await;
-    front.fill(&full, &["full"]).await;
+    front.full_queue("work.dlq").await;
     front.fill(&queue, &["poison"]).await;
     let mut stream = front.subscribe(one_from(&queue)).await;
     assert_eq!(body(&stream.delivery().await), "poison");

@@ -65,10 +65,7 @@ async fn a_batch_holds_one_to_a_thousand_messages(on: On) {
 async fn each_result_of_a_batch_belongs_to_its_message(on: On) {
     let front = on.gateway().await;
     let work = front.queue("work").await;
-    let full = front
-        .queue_with("full", |queue| queue.max_length = Some(1))
-        .await;
-    front.fill(&full, &["first"]).await;
+    let full = front.full_queue("full").await;
     let missing = front.name("missing");
     let with_id = |id: &str, mut request: PublishRequest| {
         let message = request.message.get_or_insert_default();

@@ -33,10 +33,7 @@ async fn results(front: &Front, messages: &Value) -> Vec<Value> {
 async fn each_message_of_a_batch_is_answered_as_if_it_were_alone(on: On) {
     let front = on.gateway().await;
     let work = front.queue("work").await;
-    let full = front
-        .queue_with("full", |queue| queue.max_length = Some(1))
-        .await;
-    front.fill(&full, &["first"]).await;
+    let full = front.full_queue("full").await;
     let (missing, n) = (front.name("missing"), json!(1));
     let messages = json!([
         {"exchange": "", "routing_key": work, "message": {"n": 0}, "message_id": "m-0"},

@@ -279,10 +279,7 @@ async fn a_missing_dead_letter_queue_is_made(on: On) {
 async fn a_copy_that_cannot_be_stored_leaves_the_original(on: On) {
     let front = on.gateway().await;
     let queue = front.queue("work").await;
-    let dead = front
-        .queue_with("work.dlq", |queue| queue.max_length = Some(1))
-        .await;
-    front.fill(&dead, &["full"]).await;
+    front.full_queue("work.dlq").await;
     front.fill(&queue, &["1"]).await;
     let mut stream = front.subscribe(from(&[&queue])).await;
     let delivery = stream.delivery().await;

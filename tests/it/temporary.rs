@@ -2,7 +2,6 @@
 
 use courtier::grpc::proto::{
     CreateQueueRequest, DeleteQueueRequest, DeleteQueueResponse, FailedMessage,
-    FailedMessageFilter, ListFailedMessagesRequest,
     create_queue_request::Profile,
     delete_queue_response::DeadLetterQueue,
     failed_message::Status as FailedStatus,
@@ -15,7 +14,7 @@ use tokio::sync::Mutex;
 use tonic::Code;
 
 use crate::{
-    desk::{refuse, slow},
+    desk::{failed_in, refuse, slow},
     front::{On, body, from, on_all, refusal, refused, text, timely, to_queue},
     harness::eventually,
     queue_admin::{Office, arguments},
@@ -270,17 +269,7 @@ impl Office {
     /// What failed in this queue, once something did.
     async fn failed_in(&self, queue: &str) -> Vec<FailedMessage> {
         let client = FailedMessagesClient::new(self.channel().await);
-        let request = ListFailedMessagesRequest {
-            filter: Some(FailedMessageFilter {
-                queue: queue.to_owned(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let list = async || {
-            let listed = timely(client.clone().list_failed_messages(request.clone())).await;
-            listed.expect("listed").into_inner().failed_messages
-        };
+        let list = async || failed_in(&client, queue).await;
         eventually("it is collected", async || !list().await.is_empty()).await;
         list().await
     }

@@ -137,14 +137,14 @@ impl Waiting {
     /// Answers what is overdue.
     fn expire(&mut self) {
         let now = Instant::now();
-        self.next_deadline = None;
-        for job in std::mem::take(&mut self.jobs) {
-            if job.0.deadline <= now {
-                job.1.answer(Fate::NotSent(NotSent::Overloaded));
-            } else {
-                self.add(&mut vec![job]);
-            }
+        let jobs = std::mem::take(&mut self.jobs).into_iter();
+        let (overdue, left): (VecDeque<_>, _) =
+            jobs.partition(|(publish, _)| publish.deadline <= now);
+        for (_, receipt) in overdue {
+            receipt.answer(Fate::NotSent(NotSent::Overloaded));
         }
+        self.jobs = left;
+        self.next_deadline = self.jobs.iter().map(|(publish, _)| publish.deadline).min();
     }
 }
 

@@ -145,10 +145,14 @@ impl Paused {
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        if let Some(source) = self.source.take() {
-            let letters = source.letters.clone();
-            let running = self.of.spawn(source, self.managed);
-            self.of.lock().insert(letters, running);
+        let Some(source) = self.source.take() else {
+            return;
+        };
+        let mut queues = self.of.lock();
+        // Of two that stopped it, one lets it go on; and what one has ended does not go on.
+        let stopped = queues.get_mut(&source.letters);
+        if let Some(running) = stopped.filter(|running| running.stop.is_cancelled()) {
+            *running = self.of.spawn(source, self.managed);
         }
     }
 }

@@ -146,9 +146,7 @@ impl QueueAdmin {
             defaults,
         }
     }
-}
 
-impl QueueAdmin {
     /// Whether a queue goes by itself when nobody uses it, as far as anybody tells.
     pub(super) async fn is_temporary(&self, name: &str) -> bool {
         if self.known.is_temporary(name) {

@@ -521,7 +521,6 @@ impl Session {
         self.finish_moves().await;
         self.subscription.close().await;
         let Over::End(end) = over else { return };
-
         let last = async {
             for event in self.outbox {
                 self.events.send(event).await?;

@@ -167,10 +167,8 @@ impl Session {
             Some(1) => !self.ledger.is_empty(),
             Some(many) => {
                 let out = self.quarantine.out.values();
-                let fewest = out.filter_map(|failed| failed.together);
-                let (fewest, out) =
-                    fewest.fold((many, 0), |(fewest, out), one| (fewest.min(one), out + 1));
-                out >= fewest
+                let out: Vec<_> = out.filter_map(|failed| failed.together).collect();
+                out.len() >= out.iter().copied().fold(many, usize::min)
             }
         }
     }
