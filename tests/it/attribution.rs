@@ -205,6 +205,13 @@ impl Trial {
         let broker = connect_to(&url);
         assert!(broker.connected(PATIENCE).await);
         let gateway = Gateway::start(broker, |_| {}).await;
+        // Its user may not bind to what it may not write to.
+        let owner = connect_to(&instance.url);
+        assert!(owner.connected(PATIENCE).await);
+        let topology = topology(|short| gateway.name(short));
+        assert_eq!(owner.declare(&topology).await.expect("declared"), []);
+        owner.close().await;
+        // RabbitMQ 4.3 knows rights only of exchanges that are there.
         for (exchange, keys) in KEYS {
             let exchange = gateway.name(exchange);
             let rights = [
@@ -217,12 +224,6 @@ impl Trial {
             ];
             instance.ctl(&rights).await;
         }
-        // Its user may not bind to what it may not write to.
-        let owner = connect_to(&instance.url);
-        assert!(owner.connected(PATIENCE).await);
-        let topology = topology(|short| gateway.name(short));
-        assert_eq!(owner.declare(&topology).await.expect("declared"), []);
-        owner.close().await;
         let trial = Self {
             gateway,
             _instance: instance,

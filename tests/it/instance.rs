@@ -182,7 +182,7 @@ impl Instance {
     }
 
     /// Evaluates Erlang that calls `Count`: how many messages these queues hold. The queues themselves are asked, because what
-    /// `list_queues` shows of them is seconds old.
+    /// `list_queues` shows of them is seconds old. RabbitMQ 4.3 takes the question by its name only.
     async fn count(&self, queues: &[&str], expression: &str) -> u64 {
         let names: Vec<_> = queues
             .iter()
@@ -191,7 +191,11 @@ impl Instance {
         let ask = format!(
             "Total = fun(Name) ->
                  {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, Name)),
-                 {{ok, {{_, N}}, _}} = ra:leader_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
+                 Pid = amqqueue:get_pid(Queue),
+                 Told = try ra:leader_query(Pid, fun rabbit_fifo:query_messages_total/1)
+                        catch error:function_clause -> ra:leader_query(Pid, {{rabbit_fifo, query_messages_total, []}})
+                        end,
+                 {{ok, {{_, N}}, _}} = Told,
                  N
              end,
              Count = fun() -> lists:sum([Total(Name) || Name <- [{}]]) end,
