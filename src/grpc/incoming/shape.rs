@@ -1,4 +1,4 @@
-//! What an encoded message would become, told from its bytes alone: nothing is allocated for it.
+//! What an encoded message would become, told from its bytes alone: nothing is allocated for it but the numbers of open groups.
 //!
 //! Decoding makes a struct of some hundred bytes of an element that takes two on the wire (`0a 00`, repeated). So elements are
 //! counted, by the `.proto` files, before anything is decoded.
@@ -169,17 +169,24 @@ struct Count<'a> {
 impl Count<'_> {
     fn message(&mut self, message: usize, mut bytes: &[u8], depth: usize) -> Result<(), Refused> {
         if depth > MAX_DEPTH {
-            return Err(Refused::Malformed("it is nested too deep"));
+            return Err(TOO_DEEP);
         }
         let shapes = self.shapes;
-        let mut groups = 0_usize;
+        // The numbers of those that did not end yet.
+        let mut groups = Vec::new();
         while !bytes.is_empty() {
-            let tag = varint(&mut bytes)?;
-            let number = u32::try_from(tag >> 3).ok().filter(|number| *number > 0);
-            let number = number.ok_or(Refused::Malformed("a field has no valid number"))?;
+            // A field's number has 29 bits; the three below are the wire type.
+            let tag = u32::try_from(varint(&mut bytes)?).ok();
+            let tag = tag.filter(|tag| tag >> 3 > 0);
+            let tag = tag.ok_or(Refused::Malformed("a field has no valid number"))?;
+            let number = tag >> 3;
             // What is in a group is of no field that there is.
             let field = shapes.messages[message].field(number);
-            let field = field.filter(|_| groups == 0);
+            let field = field.filter(|_| groups.is_empty());
+            let ends = tag & 7 == 4;
+            if field.is_none() && !ends && depth + groups.len() >= MAX_DEPTH {
+                return Err(TOO_DEEP);
+            }
             let value = match tag & 7 {
                 0 => {
                     varint(&mut bytes)?;
@@ -194,12 +201,13 @@ impl Count<'_> {
                     Wire::Long(take(&mut bytes, length)?)
                 }
                 3 => {
-                    groups += 1;
+                    groups.push(number);
                     Wire::Group
                 }
                 4 => {
-                    let open = groups.checked_sub(1);
-                    groups = open.ok_or(Refused::Malformed("a group ends that did not begin"))?;
+                    if groups.pop() != Some(number) {
+                        return Err(Refused::Malformed("a group ends that did not begin"));
+                    }
                     Wire::Group
                 }
                 5 => {
@@ -216,9 +224,9 @@ impl Count<'_> {
             }
             self.field(field, value, depth)?;
         }
-        match groups {
-            0 => Ok(()),
-            _ => Err(Refused::Malformed("a group does not end")),
+        match groups.is_empty() {
+            true => Ok(()),
+            false => Err(Refused::Malformed("a group does not end")),
         }
     }
 
@@ -268,6 +276,7 @@ enum Wire<'a> {
     Group,
 }
 
+const TOO_DEEP: Refused = Refused::Malformed("it is nested too deep");
 const CUT: Refused = Refused::Malformed("it is cut off");
 
 fn varint(bytes: &mut &[u8]) -> Result<u64, Refused> {
