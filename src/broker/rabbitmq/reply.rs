@@ -2,7 +2,8 @@
 //! names the client's channel instead of a queue.
 //!
 //! The broker reads the address while it routes. One that it cannot read, or whose node it does not know (a stale one, one of another
-//! broker), is an error within the broker: it ends the whole connection that the message came on (541, RabbitMQ 3.10.8). So replies
+//! broker), is an error within the broker: it ends the whole connection that the message came on (541, RabbitMQ 3.10.8; RabbitMQ 4 drops
+//! what goes to a node that it does not know). So replies
 //! have a connection of their own, which is opened for the first of them, and are published one at a time: what ends the connection is
 //! then known to be the one in flight. It is refused, nothing of it was delivered, and nobody else's reply was under way. What is
 //! certainly no address is not sent at all, and one that ended a connection is not tried again for a while.

@@ -122,6 +122,8 @@ pub struct Traits {
     pub counts_what_is_given_back: bool,
     /// Whether a classic queue takes back what is unsettled for too long.
     pub has_consumer_timeout: bool,
+    /// Whether it refuses a reply to a node that it never heard of; otherwise the reply is dropped.
+    pub knows_reply_nodes: bool,
 }
 
 impl Traits {
@@ -129,6 +131,7 @@ impl Traits {
         quorum_overshoot: 0,
         counts_what_is_given_back: true,
         has_consumer_timeout: false,
+        knows_reply_nodes: false,
     };
 
     /// Of the RabbitMQ that `make test` started.
@@ -141,6 +144,7 @@ impl Traits {
             quorum_overshoot: 64,
             counts_what_is_given_back: before_4_3,
             has_consumer_timeout: before_4_3,
+            knows_reply_nodes: major < Some(4),
         }
     }
 }
