@@ -300,7 +300,7 @@ impl Failure {
         Self::new(Code::Unavailable, Reason::BrokerDown, message).retry(SOON)
     }
 
-    /// Something exists otherwise than it was asked for.
+    /// Something exists with other arguments than were asked for.
     fn differs(change: &Change) -> Self {
         let named = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".to_owned());
         let mismatches = change.mismatches.iter().map(|one| {
@@ -319,7 +319,7 @@ impl Failure {
             .map(|(argument, problem)| format!("{argument}: {problem}"))
             .collect();
         let message = format!(
-            "{change} exists otherwise ({}); nothing was changed: use it as it is, or delete it first",
+            "{change} already exists with different arguments ({}); nothing was changed: use it as it is, or delete it first",
             all.join("; ")
         );
         let mut failure = Self::new(Code::FailedPrecondition, Reason::Differs, message);
@@ -566,6 +566,14 @@ impl From<broker::Error> for Failure {
             Error::Locked { .. } => {
                 Self::new(Code::FailedPrecondition, Reason::QueueLocked, message)
             }
+            Error::NotAStream { .. } => Self::invalid_request(Invalid::field(
+                "start.stream_offset",
+                format!("is for stream queues only: {message}"),
+            )),
+            Error::IsAStream { .. } => Self::invalid_request(Invalid::field(
+                "start.consumer_priority",
+                format!("is not for stream queues: {message}"),
+            )),
             Error::TooManySubscriptions => Self::new(
                 Code::ResourceExhausted,
                 Reason::TooManySubscriptions,

@@ -237,8 +237,39 @@ pub struct Subscribe {
     pub prefetch: u16,
     /// Shown in the broker's list of consumers.
     pub client_id: String,
+    /// `None`: the queues may be of any kind; of a stream comes what is published from now on.
+    pub offset: Option<StreamOffset>,
+    /// Consumers of a queue that have room get its messages before those with a lower one. Usual is 0.
+    pub priority: i32,
     /// When the answer is due.
     pub deadline: Instant,
+}
+
+impl Subscribe {
+    /// As usual: what is said of neither offset nor priority.
+    pub fn new(queues: Vec<String>, prefetch: u16, client_id: &str, deadline: Instant) -> Self {
+        Self {
+            queues,
+            prefetch,
+            client_id: client_id.to_owned(),
+            offset: None,
+            priority: 0,
+            deadline,
+        }
+    }
+}
+
+/// Where reading a stream begins (<https://www.rabbitmq.com/docs/streams#consuming>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamOffset {
+    First,
+    /// The last chunk that was written: one message or several.
+    Last,
+    /// What is published from now on.
+    Next,
+    At(i64),
+    /// The chunk that was written then, in seconds since 1970.
+    Time(u64),
 }
 
 /// Names a delivery within its subscription: 1, 2, 3, … as handed out by the broker.
@@ -353,6 +384,12 @@ pub enum Error {
         name: String,
         detail: String,
     },
+    /// It is no stream, and was asked for messages from an offset on.
+    #[error("queue {name:?} is no stream")]
+    NotAStream { name: String },
+    /// It is a stream, whose consumers have no priority.
+    #[error("queue {name:?} is a stream")]
+    IsAStream { name: String },
     /// No channel is left for another subscription.
     #[error("too many subscriptions")]
     TooManySubscriptions,

@@ -19,13 +19,19 @@ use tonic::{Status, Streaming};
 use super::{
     Exit,
     client::{self, Output, Server, time},
-    complain, show,
+    complain,
+    moment::moment,
+    show,
 };
 use crate::{
     grpc::proto::{
-        Deliveries, ExtendDeadline, Nack, Settle, SettleResults, Start, Started, SubscribeRequest,
-        SubscribeResponse, nack::Action, settle_result::Result as Settled,
-        subscribe_request::Request, subscribe_response::Response,
+        Deliveries, ExtendDeadline, Nack, Settle, SettleResults, Start, Started, StreamOffset,
+        SubscribeRequest, SubscribeResponse,
+        nack::Action,
+        settle_result::Result as Settled,
+        stream_offset::{From as Begin, Position},
+        subscribe_request::Request,
+        subscribe_response::Response,
         subscriber_client::SubscriberClient,
     },
     shutdown,
@@ -48,6 +54,7 @@ Examples:
   courtier subscribe --output json orders_queue | jq .text
   courtier subscribe --max 5 --no-ack orders_queue    print five and leave them there
   courtier subscribe --max 1 --nack dead-letter orders_queue
+  courtier subscribe --offset first events            all that is in a stream queue, then what comes
 
 Exit codes:
   0  ended as asked: Ctrl-C, --max, or the pipe was closed
@@ -75,6 +82,18 @@ pub(super) struct Subscribe {
     /// How long a message may be unsettled before it goes back to its queue, 1s to 15m [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = time)]
     ack_deadline: Option<Duration>,
+    /// Of stream queues, where to begin: first, last (the last chunk), next, an offset, a time, or how long ago [default: next]
+    #[arg(long, value_name = "WHERE", value_parser = offset, conflicts_with = "priority")]
+    offset: Option<StreamOffset>,
+    /// Get messages before other consumers of the queue that have a lower priority, while there is room [default: 0]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 0,
+        hide_default_value = true,
+        allow_negative_numbers = true
+    )]
+    priority: i32,
     /// Names this subscriber in the gateway's log and RabbitMQ's list of consumers
     #[arg(
         long,
@@ -116,6 +135,8 @@ impl Subscribe {
                 .and_then(|deadline| deadline.try_into().ok()),
             client_id: self.client_id.clone(),
             max_messages: self.max.unwrap_or_default(),
+            stream_offset: self.offset,
+            consumer_priority: self.priority,
         }
     }
 }
@@ -343,6 +364,22 @@ impl Run<'_> {
             Ok(()) => Ok(()),
         }
     }
+}
+
+fn offset(text: &str) -> Result<StreamOffset, String> {
+    let position = |position: Position| Begin::Position(position.into());
+    let begin = match text {
+        "first" => position(Position::First),
+        "last" => position(Position::Last),
+        "next" => position(Position::Next),
+        _ => match text.parse() {
+            Ok(offset) => Begin::Offset(offset),
+            Err(_) => Begin::Time(moment(text).map_err(|problem| {
+                format!("neither first, last, next nor an offset, and {problem}")
+            })?),
+        },
+    };
+    Ok(StreamOffset { from: Some(begin) })
 }
 
 /// Often enough that no deadline comes meanwhile.

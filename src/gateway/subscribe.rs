@@ -7,7 +7,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{Gateway, ledger::SettleResult, session::Session, validate::Invalid};
 use crate::{
-    broker::{self, Delivery, Entity},
+    broker::{self, Delivery, Entity, StreamOffset},
     budget::deliveries::Charge,
     error::Interrupted,
     failure::ErrorDetail,
@@ -41,6 +41,9 @@ pub struct Start {
     pub client_id: String,
     /// 0: no end.
     pub max_messages: u64,
+    /// `None`: the queues need not be streams.
+    pub stream_offset: Option<StreamOffset>,
+    pub consumer_priority: i32,
 }
 
 /// What a client says after that.
@@ -200,6 +203,8 @@ impl Gateway {
             queues: plan.queues.clone(),
             prefetch: plan.prefetch(),
             client_id: plan.client_id.clone(),
+            offset: plan.offset,
+            priority: plan.priority,
             deadline: stream_deadline.map_or(timeout, |deadline| deadline.min(timeout)),
         };
         let opened = self.broker.subscribe(subscribe).await;
@@ -240,6 +245,12 @@ impl Gateway {
                 format!("must be at most {cap}"),
             ));
         }
+        if start.stream_offset.is_some() && start.consumer_priority != 0 {
+            return Err(Invalid::field(
+                "start.consumer_priority",
+                "does not go with start.stream_offset: each reader of a stream gets all of its messages",
+            ));
+        }
         let ack_deadline = start.ack_deadline.unwrap_or(DEFAULT_ACK_DEADLINE);
         check_ack_deadline("start.ack_deadline", ack_deadline)?;
         if start.client_id.len() > MAX_CLIENT_ID_BYTES
@@ -271,6 +282,8 @@ impl Gateway {
                 0 => u64::MAX,
                 asked => asked,
             },
+            offset: start.stream_offset,
+            priority: start.consumer_priority,
             queues: start.queues,
         })
     }
@@ -294,6 +307,8 @@ pub(super) struct Plan {
     pub(super) ack_deadline: Duration,
     pub(super) client_id: String,
     pub(super) max_messages: u64,
+    offset: Option<StreamOffset>,
+    priority: i32,
 }
 
 impl Plan {

@@ -18,13 +18,18 @@ use super::{
     incoming::Refusals,
     proto::{
         self, Deliveries, Delivery, Draining, Revoked, SettleResults, Started, SubscribeRequest,
-        SubscribeResponse, nack::Action as ProtoAction, settle_result::Result as ProtoResult,
-        subscribe_request::Request as ProtoRequest, subscribe_response::Response as ProtoResponse,
+        SubscribeResponse,
+        nack::Action as ProtoAction,
+        settle_result::Result as ProtoResult,
+        stream_offset::{From as Begin, Position},
+        subscribe_request::Request as ProtoRequest,
+        subscribe_response::Response as ProtoResponse,
         subscriber_server::Subscriber,
     },
     status,
 };
 use crate::{
+    broker::StreamOffset,
     deadline::Deadline,
     error::{Failure, Interrupted},
     failure::ErrorDetail,
@@ -120,7 +125,30 @@ fn read_start(start: proto::Start) -> Result<Start, Invalid> {
         ack_deadline: ack_deadline.transpose()?,
         client_id: start.client_id,
         max_messages: start.max_messages,
+        stream_offset: start.stream_offset.map(read_offset).transpose()?,
+        consumer_priority: start.consumer_priority,
     })
+}
+
+fn read_offset(offset: proto::StreamOffset) -> Result<StreamOffset, Invalid> {
+    let invalid = |problem| Invalid::field("start.stream_offset", problem);
+    match offset.from {
+        Some(Begin::Position(position)) => match Position::try_from(position) {
+            Ok(Position::First) => Ok(StreamOffset::First),
+            Ok(Position::Last) => Ok(StreamOffset::Last),
+            Ok(Position::Next) => Ok(StreamOffset::Next),
+            Ok(Position::Unspecified) | Err(_) => {
+                Err(invalid("has no position: first, last or next"))
+            }
+        },
+        Some(Begin::Offset(offset)) => i64::try_from(offset)
+            .map(StreamOffset::At)
+            .map_err(|_| invalid("is an offset that no stream reaches")),
+        Some(Begin::Time(time)) => u64::try_from(time.seconds)
+            .map(StreamOffset::Time)
+            .map_err(|_| invalid("is a time before 1970")),
+        None => Err(invalid("must be a position, an offset or a time")),
+    }
 }
 
 /// Why there is no request where one was expected.

@@ -136,12 +136,7 @@ async fn queue() -> (Arc<dyn Broker>, String, Box<dyn Subscription>) {
         ..Topology::default()
     };
     assert_eq!(broker.declare(&topology).await.expect("declared"), []);
-    let subscribe = Subscribe {
-        queues: vec![queue.clone()],
-        prefetch: 1,
-        client_id: queue.clone(),
-        deadline: Instant::now() + PATIENCE,
-    };
+    let subscribe = Subscribe::new(vec![queue.clone()], 1, &queue, Instant::now() + PATIENCE);
     let back = broker.subscribe(subscribe).await.expect("the queue exists");
     (broker, queue, back)
 }

@@ -555,6 +555,13 @@ impl Stream {
             Err(status) => Err(status),
         }
     }
+
+    /// The same, for as long as it takes.
+    pub async fn end_within(&mut self, patience: Duration) -> Result<(), Status> {
+        let next = tokio::time::timeout(patience, self.responses.message());
+        let next = next.await.expect("the end comes in time");
+        next.map(|next| assert_eq!(next, None, "the end is due"))
+    }
 }
 
 pub fn ack(ack_ids: &[&str]) -> Request {

@@ -95,12 +95,12 @@ async fn a_publisher_that_asks_for_a_missing_exchange() {
 async fn a_subscriber_to_a_missing_queue() {
     let broker = far_away().await;
     let ask = async |number, deadline| {
-        let subscribe = Subscribe {
-            queues: vec![format!("impatient-{number}")],
-            prefetch: 1,
-            client_id: "impatient".to_owned(),
+        let subscribe = Subscribe::new(
+            vec![format!("impatient-{number}")],
+            1,
+            "impatient",
             deadline,
-        };
+        );
         let subscribed = broker.subscribe(subscribe).await;
         assert!(subscribed.is_err(), "the queue is missing");
     };

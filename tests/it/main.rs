@@ -72,6 +72,7 @@ mod settle;
 mod standard;
 mod stop;
 mod store;
+mod streams;
 mod subscribe;
 mod subscribe_end;
 mod temporary;

@@ -35,12 +35,12 @@ on_both! {
 
 /// Takes everything from a dead-letter queue as a native client would see it.
 async fn dead(front: &Front, queue: &str, count: usize) -> Vec<Dead> {
-    let subscribe = Subscribe {
-        queues: vec![format!("{queue}.dlq")],
-        prefetch: 100,
-        client_id: "looks".into(),
-        deadline: tokio::time::Instant::now() + PATIENCE,
-    };
+    let subscribe = Subscribe::new(
+        vec![format!("{queue}.dlq")],
+        100,
+        "looks",
+        tokio::time::Instant::now() + PATIENCE,
+    );
     let mut looking = front.broker.subscribe(subscribe).await.expect("it exists");
     let mut found = Vec::new();
     while found.len() < count {

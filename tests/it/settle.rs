@@ -174,12 +174,12 @@ async fn discard_drops_without_dead_lettering(on: On) {
 /// Checks what a native AMQP client would see in the dead-letter queue. Through the API the gateway's own headers are not shown.
 async fn dead(front: &Front, queue: &str) -> Vec<courtier::broker::Delivery> {
     use courtier::broker::Subscribe;
-    let subscribe = Subscribe {
-        queues: vec![format!("{queue}.dlq")],
-        prefetch: 10,
-        client_id: "looks".into(),
-        deadline: tokio::time::Instant::now() + crate::harness::PATIENCE,
-    };
+    let subscribe = Subscribe::new(
+        vec![format!("{queue}.dlq")],
+        10,
+        "looks",
+        tokio::time::Instant::now() + crate::harness::PATIENCE,
+    );
     let mut looking = front.broker.subscribe(subscribe).await.expect("it exists");
     let mut found = Vec::new();
     while found.len() < 2 {

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use courtier::grpc::proto::{
-    Start, SubscribeRequest, nack::Action, settle_result::Result as SettleResult,
-    subscribe_request::Request, subscribe_response::Response,
+use courtier::{
+    broker::topology::QueueKind,
+    grpc::proto::{
+        Start, SubscribeRequest, nack::Action, settle_result::Result as SettleResult,
+        subscribe_request::Request, subscribe_response::Response,
+    },
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -269,18 +272,46 @@ async fn half_close_during_a_stop_ends_the_stream_at_once(on: On) {
     front.stopped().await.expect("a graceful stop");
 }
 
-/// RabbitMQ before 4.3. The newer one lets a classic queue's consumer keep what it has, and cancels a quorum queue's after a minute at the
-/// earliest.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "starts a broker of its own: run make test"]
-async fn a_delivery_kept_for_longer_than_the_broker_allows_ends_the_stream_and_counts() {
-    let instance = Instance::start_with(|_| "consumer_timeout = 1000\n".to_owned()).await;
+/// A gateway of a broker that takes back what is unsettled for so long.
+async fn impatient(timeout: Duration) -> (Instance, Front) {
+    let setting = format!("consumer_timeout = {}\n", timeout.as_millis());
+    let instance = Instance::start_with(|_| setting).await;
     // How often it looks; a minute otherwise.
     let often = "ok = application:set_env(rabbit, channel_tick_interval, 500).";
     instance.ctl(&["eval", often]).await;
     let broker = connect_to(&instance.url);
     assert!(broker.connected(PATIENCE).await);
     let front = Front::of(broker, None, Setup::without_database).await;
+    (instance, front)
+}
+
+/// RabbitMQ 4.3 cancels the consumer; before, it ended the channel. Of consumers that are cancelled while their queue stays, the gateway
+/// takes those for timed out that held something for most of a minute, which is the shortest timeout that RabbitMQ supports.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "starts a broker of its own: run make test"]
+async fn a_quorum_queue_that_takes_a_delivery_back_is_no_broker_that_is_down() {
+    let (_instance, front) = impatient(Duration::from_secs(50)).await;
+    let quorum = front.queue_with("quorum", |queue| queue.kind = QueueKind::Quorum);
+    let queue = quorum.await;
+    front.fill(&queue, &["long"]).await;
+    let patient = Start {
+        ack_deadline: seconds(900),
+        ..from(&[&queue])
+    };
+    let mut stream = front.subscribe(patient.clone()).await;
+    assert_eq!(stream.delivery().await.attempt, 1);
+    let ended = stream.end_within(Duration::from_secs(180)).await;
+    let code = Code::FailedPrecondition;
+    assert_eq!(refusal(ended), refused(code, "CONSUMER_TIMEOUT"));
+    let again = front.subscribe(patient).await.delivery().await;
+    assert_eq!((&*body(&again), again.attempt), ("long", 2));
+}
+
+/// RabbitMQ before 4.3; the newer one lets a classic queue's consumer keep what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "starts a broker of its own: run make test"]
+async fn a_delivery_kept_for_longer_than_the_broker_allows_ends_the_stream_and_counts() {
+    let (_instance, front) = impatient(Duration::from_secs(1)).await;
     let queue = front.queue("work").await;
     let dead_letters = front.queue("work.dlq").await;
     front.fill(&queue, &["long", "next"]).await;

@@ -31,6 +31,9 @@ impl State {
             return Err(Error::Down);
         }
         let find = |name: &String| match self.queues.get_key_value(name.as_str()) {
+            Some((name, _)) if subscribe.offset.is_some() => Err(Error::NotAStream {
+                name: name.to_string(),
+            }),
             Some((name, _)) => Ok(name.clone()),
             None => Err(Error::NotFound {
                 what: Entity::Queue,
@@ -44,14 +47,16 @@ impl State {
             .collect::<Result<_, _>>()?;
         self.last_subscriber += 1;
         let id = self.last_subscriber;
-        let subscriber = Subscriber::new(queues.clone(), subscribe.prefetch, wake.clone());
+        let (prefetch, priority) = (subscribe.prefetch, subscribe.priority);
+        let subscriber = Subscriber::new(queues.clone(), prefetch, priority, wake.clone());
         self.subscribers.insert(id, subscriber);
         for (index, name) in queues.iter().enumerate() {
             if let Some(queue) = self.queues.get_mut(name) {
                 queue.join();
-                queue.waiting.push_back(Consumer {
+                queue.wait(Consumer {
                     subscriber: id,
                     queue: index,
+                    priority,
                 });
             }
             self.serve(name, now);
@@ -94,9 +99,10 @@ impl State {
                 continue;
             };
             if released.credit_is_back {
-                queue.waiting.push_back(Consumer {
+                queue.wait(Consumer {
                     subscriber: id,
                     queue: released.feed,
+                    priority: subscriber.priority,
                 });
             }
             match how {

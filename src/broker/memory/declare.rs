@@ -1,4 +1,4 @@
-//! Declares a topology: adds what is missing, and tells what exists otherwise.
+//! Declares a topology: adds what is missing, and tells what exists with different arguments.
 
 use std::{collections::hash_map, sync::Arc, time::Duration};
 

@@ -43,11 +43,12 @@ struct Position {
 pub(super) struct Consumer {
     pub(super) subscriber: u64,
     pub(super) queue: usize,
+    pub(super) priority: i32,
 }
 
 pub(super) struct Queue {
     pub(super) declared: topology::Queue,
-    /// Consumers with free credit, in turn. While one waits, nothing live is ready.
+    /// Consumers with free credit: the highest priority first, equals in turn. While one waits, nothing live is ready.
     pub(super) waiting: VecDeque<Consumer>,
     ready: BTreeMap<Position, Entry>,
     arrivals: u64,
@@ -75,6 +76,13 @@ impl Queue {
             consumers: 0,
             last_use: now,
         }
+    }
+
+    /// Puts a consumer that has free credit behind its equals.
+    pub(super) fn wait(&mut self, consumer: Consumer) {
+        let before = |other: &Consumer| other.priority >= consumer.priority;
+        let place = self.waiting.partition_point(before);
+        self.waiting.insert(place, consumer);
     }
 
     pub(super) fn join(&mut self) {

@@ -228,7 +228,7 @@ fn hand(
         Some(subscriber) => {
             queue.handed += 1;
             if subscriber.hand(consumer.queue, entry) {
-                queue.waiting.push_back(consumer);
+                queue.wait(consumer);
             }
         }
         None => queue.put_back(entry),

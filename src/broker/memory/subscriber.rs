@@ -15,6 +15,7 @@ pub(super) struct Subscriber {
     pub(super) ended: Option<Ended>,
     /// Set: it gets no more, whatever credit it has.
     pub(super) stopped: bool,
+    pub(super) priority: i32,
     wake: Arc<Notify>,
     prefetch: usize,
     unsettled: BTreeMap<Tag, Unsettled>,
@@ -60,7 +61,12 @@ pub(super) struct Released {
 
 impl Subscriber {
     /// A `prefetch` of 0 is no limit, as in AMQP.
-    pub(super) fn new(queues: Vec<Arc<str>>, prefetch: u16, wake: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        queues: Vec<Arc<str>>,
+        prefetch: u16,
+        priority: i32,
+        wake: Arc<Notify>,
+    ) -> Self {
         let feed = |queue| Feed {
             queue,
             inbox: VecDeque::new(),
@@ -70,6 +76,7 @@ impl Subscriber {
             feeds: queues.into_iter().map(feed).collect(),
             ended: None,
             stopped: false,
+            priority,
             wake,
             prefetch: if prefetch == 0 {
                 usize::MAX

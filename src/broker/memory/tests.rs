@@ -60,12 +60,12 @@ fn publish(broker: &MemoryBroker, exchange: &str, queue: &str, text: &str) -> Fa
 }
 
 async fn subscribe(broker: &MemoryBroker, queues: &[&str], prefetch: u16) -> Box<dyn Subscription> {
-    let subscribe = Subscribe {
-        queues: queues.iter().map(ToString::to_string).collect(),
+    let subscribe = Subscribe::new(
+        queues.iter().map(ToString::to_string).collect(),
         prefetch,
-        client_id: String::new(),
-        deadline: Instant::now() + Duration::from_secs(1),
-    };
+        "",
+        Instant::now() + Duration::from_secs(1),
+    );
     broker.subscribe(subscribe).await.expect("queues exist")
 }
 

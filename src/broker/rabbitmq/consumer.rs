@@ -3,7 +3,7 @@
 //! The channel is closed at the end, not only the consumers: what was pushed and never taken returns to its queue only then.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     pin::Pin,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -21,18 +21,22 @@ use lapin::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
         BasicQosOptions, BasicRejectOptions,
     },
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::{channel, convert, error, link::Up, pool::Place, stream_queue::StreamQueue, wire};
-use crate::broker::{Delivery, Ended, Entity, Error, Subscribe, Subscription, Tag};
+use crate::broker::{Delivery, Ended, Entity, Error, StreamOffset, Subscribe, Subscription, Tag};
 
 /// For steps that wait for the broker's answer once a subscription stands.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at a queue that may be about to go.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// A consumer whose delivery is unsettled for so long may have been cancelled for that. RabbitMQ supports no timeout under a minute
+/// (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>); it counts from when it sent what is taken later here.
+const HELD_LONG: Duration = Duration::from_secs(45);
 
 /// What a consumer is sent, once the broker begins.
 type Consumer = Peekable<BoxStream<'static, lapin::Result<lapin::message::Delivery>>>;
@@ -77,7 +81,10 @@ async fn open(up: &Up, subscribe: &Subscribe) -> Result<(Channel, Vec<Consumer>)
     error::open(qos().await)?;
     let mut consumers: Vec<Consumer> = (0..)
         .zip(&subscribe.queues)
-        .map(|(index, queue)| consume(&channel, queue, tag(&subscribe.client_id, index)))
+        .map(|(index, queue)| {
+            let tag = tag(&subscribe.client_id, index);
+            consume(&channel, queue, tag, arguments(subscribe))
+        })
         .collect();
     let accepted = join_all(consumers.iter_mut().map(|consumer| async {
         // To poll is to send.
@@ -93,18 +100,47 @@ async fn open(up: &Up, subscribe: &Subscribe) -> Result<(Channel, Vec<Consumer>)
                 Some(Err(why)) => error::classify(why, Entity::Queue, queue),
                 _ => error::classify(&closed, Entity::Queue, queue),
             };
-            return Err(told);
+            return Err(of_arguments(told, subscribe));
         }
     }
     Ok((channel, consumers))
 }
 
-fn consume(channel: &Channel, queue: &str, tag: String) -> Consumer {
+/// Nothing that is usual is said: a stream refuses every priority, and other queues every offset.
+fn arguments(subscribe: &Subscribe) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    if let Some(offset) = subscribe.offset {
+        let offset = match offset {
+            StreamOffset::First => AMQPValue::LongString("first".into()),
+            StreamOffset::Last => AMQPValue::LongString("last".into()),
+            StreamOffset::Next => AMQPValue::LongString("next".into()),
+            StreamOffset::At(offset) => AMQPValue::LongLongInt(offset),
+            StreamOffset::Time(seconds) => AMQPValue::Timestamp(seconds),
+        };
+        arguments.insert("x-stream-offset".into(), offset);
+    }
+    if subscribe.priority != 0 {
+        let priority = AMQPValue::LongInt(subscribe.priority);
+        arguments.insert("x-priority".into(), priority);
+    }
+    arguments
+}
+
+/// RabbitMQ has one code (406) for arguments of a consumer that the queue does not take.
+fn of_arguments(error: Error, subscribe: &Subscribe) -> Error {
+    match error {
+        Error::Differs { name, .. } if subscribe.offset.is_some() => Error::NotAStream { name },
+        Error::Differs { name, .. } if subscribe.priority != 0 => Error::IsAStream { name },
+        error => error,
+    }
+}
+
+fn consume(channel: &Channel, queue: &str, tag: String, arguments: FieldTable) -> Consumer {
     let (channel, queue) = (channel.clone(), queue.to_owned());
     let consumer = async move {
         let options = BasicConsumeOptions::default();
         channel
-            .basic_consume(queue.into(), tag.into(), options, FieldTable::default())
+            .basic_consume(queue.into(), tag.into(), options, arguments)
             .await
     };
     consumer.try_flatten_stream().boxed().peekable()
@@ -147,7 +183,11 @@ impl Running {
                 }
                 None => {
                     let name = self.queues.get(queue).cloned().unwrap_or_default();
-                    let look = why_cancelled(self.place.up.clone(), queue, name);
+                    let otherwise = match self.unsettled.holds_longer_than(HELD_LONG) {
+                        true => Ended::ConsumerTimeout,
+                        false => Ended::BrokerDown,
+                    };
+                    let look = why_cancelled(self.place.up.clone(), queue, name, otherwise);
                     self.cancelled = Some(look.boxed().shared());
                     None
                 }
@@ -294,13 +334,14 @@ impl Drop for Running {
     }
 }
 
-/// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node.
+/// The broker cancels a consumer when its queue is deleted, and also when the queue only moves to another node; from RabbitMQ 4.3 on, a
+/// quorum queue's when it keeps a delivery for too long. `otherwise` is the answer when the queue stays.
 ///
 /// A quorum queue that is being deleted tells its consumers before it is gone: the broker forgets its name only when all of its
 /// members have stopped (`delete/4` in
 /// <https://github.com/rabbitmq/rabbitmq-server/blob/v4.3.5/deps/rabbit/src/rabbit_quorum_queue.erl>). From RabbitMQ 4.3 on the name is
 /// regularly found once more. So a queue that is there is looked at again for a while.
-async fn why_cancelled(up: Up, queue: usize, name: String) -> Ended {
+async fn why_cancelled(up: Up, queue: usize, name: String, otherwise: Ended) -> Ended {
     let until = Instant::now() + STEP_TIMEOUT;
     let look = channel::to_the_end(async move {
         let channel = channel::open(&up).await?;
@@ -316,6 +357,7 @@ async fn why_cancelled(up: Up, queue: usize, name: String) -> Ended {
     });
     match timeout_at(until + STEP_TIMEOUT, look).await {
         Ok(Err(Error::NotFound { .. })) => Ended::QueueDeleted(queue),
+        Ok(Ok(())) => otherwise,
         _ => Ended::BrokerDown,
     }
 }
@@ -323,7 +365,8 @@ async fn why_cancelled(up: Up, queue: usize, name: String) -> Ended {
 /// The tags that the broker waits for. Tags of one channel count up from 1 without gaps, over all its consumers.
 #[derive(Debug, Default)]
 struct Unsettled {
-    taken: BTreeSet<Tag>,
+    /// And since when.
+    taken: BTreeMap<Tag, Instant>,
     /// Pushed by the broker and not taken yet, although a higher one was: of a queue that comes later in preference.
     skipped: BTreeSet<Tag>,
     highest: Tag,
@@ -334,7 +377,12 @@ impl Unsettled {
         self.skipped.remove(&tag);
         self.skipped.extend(self.highest + 1..tag);
         self.highest = self.highest.max(tag);
-        self.taken.insert(tag);
+        self.taken.insert(tag, Instant::now());
+    }
+
+    fn holds_longer_than(&self, time: Duration) -> bool {
+        let mut taken = self.taken.values();
+        taken.any(|since| since.elapsed() > time)
     }
 
     fn take_out(&mut self, tags: &[Tag]) {
@@ -347,7 +395,8 @@ impl Unsettled {
     /// AMQP's `multiple` would also settle whatever else is lower, so it serves only below everything that stays open.
     fn remove(&mut self, tags: &[Tag]) -> (Option<Tag>, Vec<Tag>) {
         self.take_out(tags);
-        let open = self.taken.first().into_iter().chain(self.skipped.first());
+        let first = self.taken.first_key_value().map(|(tag, _)| tag);
+        let open = first.into_iter().chain(self.skipped.first());
         let lowest_open = open.min().copied().unwrap_or(Tag::MAX);
         let (prefix, singles): (Vec<Tag>, _) = tags.iter().partition(|tag| **tag < lowest_open);
         (prefix.into_iter().max(), singles)

@@ -69,7 +69,7 @@ pub(super) async fn declare(
 /// What became of an exchange that was declared apart.
 enum Apart {
     Declared,
-    /// It exists otherwise; in the broker's words.
+    /// It exists with different arguments; in the broker's words.
     Differs(String),
     /// It does not exist, and the broker does not take it; in its own words.
     Refused(String),

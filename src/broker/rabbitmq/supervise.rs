@@ -46,7 +46,7 @@ pub(super) async fn supervise(connector: Connector, role: Role, state: watch::Se
                     Some(lost) => {
                         generation = lost.generation;
                         let cause = lost.cause;
-                        warn!(link = %role, generation, cause, "lost the broker");
+                        warn!(link = %role, generation, cause, "lost the connection to the broker");
                     }
                     None => return,
                 }

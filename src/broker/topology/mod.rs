@@ -200,7 +200,7 @@ impl fmt::Display for Binding {
     }
 }
 
-/// Something that exists otherwise than the topology says, and is used as it is; or that the broker does not take.
+/// Something that exists with other arguments than the topology says, and is used as it is; or that the broker does not take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     pub what: Entity,

@@ -325,12 +325,12 @@ impl Collector {
     }
 
     async fn collect(&self) -> Pause {
-        let subscribe = Subscribe {
-            queues: vec![self.source.letters.clone()],
-            prefetch: BATCH,
-            client_id: "courtier-collector".to_owned(),
-            deadline: Instant::now() + SUBSCRIBE_TIMEOUT,
-        };
+        let subscribe = Subscribe::new(
+            vec![self.source.letters.clone()],
+            BATCH,
+            "courtier-collector",
+            Instant::now() + SUBSCRIBE_TIMEOUT,
+        );
         let mut subscription = match self.of.broker.subscribe(subscribe).await {
             Ok(subscription) => subscription,
             Err(BrokerError::NotFound { .. }) => return Pause::Missing,

@@ -20,6 +20,30 @@ pub async fn prefetch_limits_what_is_held_and_an_ack_frees_credit(f: Fixture) {
     assert!(second.try_next().is_none());
 }
 
+pub async fn a_higher_priority_gets_messages_first_while_it_has_room(f: Fixture) {
+    f.declare_queues([f.queue("work")]).await;
+    let with = async |priority: i32, prefetch: u16| {
+        let subscribe = Subscribe {
+            priority,
+            ..f.to_subscribe(&["work"], prefetch)
+        };
+        let subscription = timely(f.broker.subscribe(subscribe)).await;
+        subscription.expect("the queue exists")
+    };
+    let mut usual = with(0, 10).await;
+    let mut high = with(7, 2).await;
+    let mut low = with(-1, 10).await;
+    f.fill("work", &["a", "b", "c", "d"]).await;
+    assert_eq!(body(&receive(&mut *high).await), "a");
+    assert_eq!(body(&receive(&mut *high).await), "b");
+    assert_eq!(body(&receive(&mut *usual).await), "c");
+    assert_eq!(body(&receive(&mut *usual).await), "d");
+    // Others go without while there is room above them.
+    timely(usual.close()).await;
+    assert_eq!(body(&receive(&mut *low).await), "c");
+    assert_eq!(body(&receive(&mut *low).await), "d");
+}
+
 pub async fn acks_in_any_order_and_in_bulk_settle_just_those(f: Fixture) {
     f.declare_queues([f.queue("work")]).await;
     f.fill("work", &["a", "b", "c", "d", "e"]).await;

@@ -71,6 +71,7 @@ macro_rules! contract_suite {
                 a_missing_queue_is_not_found
                 a_binding_to_something_missing_is_not_found
                 messages_of_one_lane_keep_their_order
+                a_higher_priority_gets_messages_first_while_it_has_room
                 prefetch_limits_what_is_held_and_an_ack_frees_credit
                 acks_in_any_order_and_in_bulk_settle_just_those
                 a_requeued_message_comes_back_first_and_redelivered
@@ -259,13 +260,17 @@ impl Fixture {
         queues: &[&str],
         prefetch: u16,
     ) -> Result<Box<dyn Subscription>, Error> {
-        let subscribe = Subscribe {
-            queues: queues.iter().map(|queue| self.name(queue)).collect(),
-            prefetch,
-            client_id: self.name("client"),
-            deadline: Instant::now() + PATIENCE,
-        };
+        let subscribe = self.to_subscribe(queues, prefetch);
         timely(self.broker.subscribe(subscribe)).await
+    }
+
+    fn to_subscribe(&self, queues: &[&str], prefetch: u16) -> Subscribe {
+        Subscribe::new(
+            queues.iter().map(|queue| self.name(queue)).collect(),
+            prefetch,
+            &self.name("client"),
+            Instant::now() + PATIENCE,
+        )
     }
 
     async fn subscribe(&self, queues: &[&str], prefetch: u16) -> Box<dyn Subscription> {
