@@ -440,6 +440,14 @@ impl From<failed::Error> for Failure {
                 let failure = Self::of_publish(fate.into());
                 failure.unwrap_or_else(|| Self::broker_down("the copy is not confirmed"))
             }
+            Error::NotWritten(fate, error) => Self {
+                message: "the copy is with the broker, or may be, and the database did not take that: the failed message is RETRYING until its lease ends (MESSAGE_RETRY_LEASE), and retried again after that unless it was edited; look at it then".to_owned(),
+                publish_outcome: match fate {
+                    Fate::Confirmed => Some("CONFIRMED"),
+                    _ => Some("IN_DOUBT"),
+                },
+                ..Self::from(error)
+            },
             Error::Store(error) => Self::from(error),
         }
     }

@@ -194,11 +194,20 @@ pub(super) fn failed(status: &Status) -> Exit {
 
 /// A failed call that changes something. Where nobody says that it was not done, it is in doubt.
 pub(super) fn not_done(status: &Status) -> Exit {
-    let doubts = ["CONFIRM_LOST", "CONFIRM_TIMEOUT", "DEADLINE_EXCEEDED"];
-    let code = match reason(status) {
-        Some(reason) if doubts.contains(&reason.as_str()) => Exit::IN_DOUBT,
-        None if exit_code(status) != Exit::REFUSED => Exit::IN_DOUBT,
-        _ => exit_code(status),
+    let doubtful = match info(status) {
+        Some(info) => {
+            info.reason == "DEADLINE_EXCEEDED"
+                || matches!(
+                    info.metadata.get(PUBLISH_OUTCOME).map(String::as_str),
+                    // The broker has it, and nobody could write that down.
+                    Some("CONFIRMED" | "IN_DOUBT")
+                )
+        }
+        None => exit_code(status) != Exit::REFUSED,
+    };
+    let code = match doubtful {
+        true => Exit::IN_DOUBT,
+        false => exit_code(status),
     };
     Exit::new(code, describe(status))
 }

@@ -58,6 +58,24 @@ pub enum Before {
     Failed,
     /// PENDING because a person asked for a retry.
     Asked,
+    /// The same two, claimed to be published edited.
+    EditedPending,
+    EditedAsked,
+}
+
+impl Before {
+    fn edited(self) -> Self {
+        match self {
+            Self::Pending => Self::EditedPending,
+            Self::Asked => Self::EditedAsked,
+            // FAILED it is again in any case.
+            before => before,
+        }
+    }
+
+    fn is_edited(self) -> bool {
+        matches!(self, Self::EditedPending | Self::EditedAsked)
+    }
 }
 
 /// Who wants a retry.
@@ -69,6 +87,15 @@ pub enum By {
     Asked,
     /// A person, for this row and now.
     Person,
+    /// A person, for an edited copy of this row and now.
+    Edit,
+}
+
+impl By {
+    /// Whether a person names this very row.
+    pub fn is_for_one(self) -> bool {
+        matches!(self, Self::Person | Self::Edit)
+    }
 }
 
 /// The state forbids it.
@@ -152,10 +179,14 @@ impl State {
                 Before::Pending
             }
             (By::Asked, Status::Pending) if due && self.manual => Before::Asked,
-            (By::Person, Status::Pending) if self.manual => Before::Asked,
-            (By::Person, Status::Pending) => Before::Pending,
-            (By::Person, Status::Failed) => Before::Failed,
+            (By::Person | By::Edit, Status::Pending) if self.manual => Before::Asked,
+            (By::Person | By::Edit, Status::Pending) => Before::Pending,
+            (By::Person | By::Edit, Status::Failed) => Before::Failed,
             (_, status) => return Err(Conflict(status)),
+        };
+        let before = match by {
+            By::Edit => before.edited(),
+            _ => before,
         };
         self.status = Status::Retrying;
         self.attempt += 1;
@@ -202,11 +233,17 @@ impl State {
         if !self.manual {
             self.retry_count -= 1;
         }
-        let again = again.filter(|_| !(self.manual && lease.before == Before::Pending));
-        self.manual = lease.before == Before::Asked;
-        self.status = match lease.before {
-            Before::Failed => Status::Failed,
-            Before::Pending | Before::Asked => Status::Pending,
+        let (pending, asked) = match lease.before {
+            Before::Pending | Before::EditedPending => (true, false),
+            Before::Asked | Before::EditedAsked => (true, true),
+            Before::Failed => (false, false),
+        };
+        let again = again.filter(|_| !(self.manual && pending && !asked));
+        self.manual = asked;
+        self.status = if pending {
+            Status::Pending
+        } else {
+            Status::Failed
         };
         self.next_retry_at = match self.status {
             Status::Pending => again.or(self.next_retry_at),
@@ -224,9 +261,12 @@ impl State {
         held
     }
 
-    /// The lease is over: whoever held it may or may not have sent the copy.
+    /// The lease is over: whoever held it may or may not have sent the copy. After an edit the original is not sent by itself.
     pub fn lapse(&mut self, now: Time) -> bool {
         match &self.lease {
+            Some(lease) if lease.until <= now && lease.before.is_edited() => {
+                self.set_aside(lease.token)
+            }
             Some(lease) if lease.until <= now => self.not_sent(lease.token, Some(now)),
             _ => false,
         }

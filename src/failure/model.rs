@@ -87,6 +87,8 @@ struct World {
     closed: bool,
     /// Attempts that the broker took, and who asked for them last.
     published: BTreeMap<u32, By>,
+    /// The broker has an edited copy, and since then nobody has asked for the original, nor did it die again.
+    edited: bool,
 }
 
 impl World {
@@ -102,6 +104,7 @@ impl World {
             processed: false,
             closed: false,
             published: BTreeMap::new(),
+            edited: false,
         }
     }
 
@@ -120,7 +123,7 @@ impl World {
             Event::Ack(copy, ours, steps) => self.ack(copy, ours, steps)?,
             Event::Refuse(copy, park, steps) => self.refuse(copy, park, steps),
             Event::Collect(letter, steps) => self.collect(letter, steps)?,
-            Event::Claim(by) => self.claim(by),
+            Event::Claim(by) => self.claim(by)?,
             Event::Publish(retry, fate) => self.publish(retry, fate),
             Event::Write(retry) => self.write(retry)?,
             Event::Crash(retry) => {
@@ -198,6 +201,7 @@ impl World {
                     row.died(letter.attempt, again);
                     self.died.insert(letter.attempt);
                     self.before = None;
+                    self.edited = false;
                 }
                 Some(_) => {}
             }
@@ -208,10 +212,17 @@ impl World {
         Ok(())
     }
 
-    fn claim(&mut self, by: By) {
-        let Some(row) = &mut self.row else { return };
+    fn claim(&mut self, by: By) -> Result<(), TestCaseError> {
+        let Some(row) = &mut self.row else {
+            return Ok(());
+        };
         let (token, before) = (Uuid::new_v4(), row.clone());
         if row.claim(by, token, self.now, self.now + LEASE).is_ok() {
+            prop_assert!(
+                by.is_for_one() || !self.edited,
+                "the original is sent besides an edited copy, and nobody asked for that"
+            );
+            self.edited = false;
             self.retries.push(Retry {
                 token,
                 by,
@@ -225,6 +236,7 @@ impl World {
                 .entry(row.attempt)
                 .and_modify(|whose| *whose = by);
         }
+        Ok(())
     }
 
     fn publish(&mut self, retry: usize, fate: Fate) {
@@ -243,8 +255,13 @@ impl World {
         }
         retry.fate = Some(fate);
         if matches!(fate, Fate::Confirmed | Fate::InDoubt(true)) {
-            self.work.push(retry.attempt);
-            self.published.insert(retry.attempt, retry.by);
+            if retry.by == By::Edit {
+                // Another message from here on.
+                self.edited = true;
+            } else {
+                self.work.push(retry.attempt);
+                self.published.insert(retry.attempt, retry.by);
+            }
         }
     }
 
@@ -258,6 +275,12 @@ impl World {
         };
         let retry = self.retries.remove(index);
         let given_back = match fate {
+            Fate::Confirmed if retry.by == By::Edit => {
+                let replaced = row.replaced(retry.token, self.now);
+                self.closed |= replaced;
+                replaced
+            }
+            Fate::InDoubt(_) if retry.by == By::Edit => row.set_aside(retry.token),
             Fate::Confirmed => {
                 row.sent(retry.token, self.now + QUIET);
                 false
@@ -366,7 +389,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Fate::InDoubt),
         1 => Just(Fate::Returned),
     ];
-    let by = prop_oneof![4 => Just(By::Schedule), 1 => Just(By::Person)];
+    let by = prop_oneof![8 => Just(By::Schedule), 2 => Just(By::Person), 1 => Just(By::Edit)];
     let (some, often) = (any::<usize>(), prop::bool::weighted(0.8));
     let rarely = prop::bool::weighted(0.1);
     prop_oneof![

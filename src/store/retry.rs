@@ -104,7 +104,7 @@ impl Store {
                     Err(Error::Conflict(_)) => {}
                     // The others are not to wait for it.
                     Err(damaged @ Error::Damaged { .. }) => {
-                        tracing::error!(error = %damaged, queue, "a failed message is never retried");
+                        tracing::error!(error = %damaged, queue, "a failed message cannot be read and is never retried");
                     }
                     taken => claimed.push(taken?),
                 }
@@ -115,9 +115,18 @@ impl Store {
 
     /// Takes one row for a person's retry. [`Error::Conflict`] when its state forbids it; of many at once one wins.
     pub async fn claim_one(&self, id: Uuid, lease: Duration) -> Result<Claimed, Error> {
+        self.claim_by(id, By::Person, lease).await
+    }
+
+    /// The same, to publish an edited copy: should nobody say what became of that, the original is FAILED.
+    pub async fn claim_to_edit(&self, id: Uuid, lease: Duration) -> Result<Claimed, Error> {
+        self.claim_by(id, By::Edit, lease).await
+    }
+
+    async fn claim_by(&self, id: Uuid, by: By, lease: Duration) -> Result<Claimed, Error> {
         transaction!(self, |work| {
             let row = work.row(id).await?;
-            take(work, row, By::Person, lease).await?
+            take(work, row, by, lease).await?
         })
     }
 
@@ -237,7 +246,8 @@ impl Store {
                     tracing::warn!(
                         id = row.id,
                         queue = row.queue,
-                        "a retry's lease is over; it will be retried again"
+                        status = %state.status,
+                        "a retry's lease is over, and nobody knows whether it was sent; PENDING, it will be sent again"
                     );
                 }
             }
@@ -335,7 +345,7 @@ async fn take(
     let token = Uuid::new_v4();
     state.claim(by, token, work.now, work.now + micros(lease))?;
     // A person's own retry is none of the bulk retry that had the row before.
-    let of_its_own = by == By::Person && !row.manual;
+    let of_its_own = by.is_for_one() && !row.manual;
     work.save(&row, &state, |columns| {
         if of_its_own {
             columns.operation_id = Set(None);

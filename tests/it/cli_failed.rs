@@ -13,8 +13,10 @@ use tokio::{
 use crate::{
     cli_desk::{Desk, id},
     command::{code, ended, interrupt, json_lines, line, stderr, stdout},
+    desk::slow,
     front::{On, text},
     harness::{PATIENCE, Setup},
+    store::database::Own,
 };
 
 #[tokio::test]
@@ -265,6 +267,31 @@ async fn a_retry_that_the_queue_does_not_take_exits_by_what_helps() {
         "{}",
         stderr(&output)
     );
+}
+
+#[tokio::test]
+async fn what_is_sent_and_cannot_be_written_down_is_in_doubt() {
+    let own = Own::file();
+    let desk = Desk::of(On::Embedded.gateway_set_up(|setup| {
+        slow(setup);
+        setup.config.database = own.options();
+    }));
+    let desk = desk.await;
+    let ids = desk.failed(&["a", "b"]).await;
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE UPDATE ON failed_messages WHEN upper(OLD.status) = 'RETRYING'
+        BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+    own.raw().await.run(refuse).await;
+    for arguments in [
+        &["retry", &ids[0]][..],
+        &["edit", &ids[1], "--text=x", "--yes"],
+    ] {
+        let output = desk.run(arguments).await;
+        let told = stderr(&output);
+        assert_eq!(code(&output), 5, "{arguments:?}: {told}");
+        assert!(told.contains("RETRYING until its lease ends"), "{told}");
+    }
+    assert_eq!(desk.front.drain_bodies(&desk.queue).await, ["a", "x"]);
 }
 
 #[tokio::test]

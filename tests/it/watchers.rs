@@ -17,23 +17,27 @@ use courtier::{
         topology::{Binding, Difference, Topology},
     },
     gateway::{
-        failed::{FailedMessages, Watch},
+        failed::{Background, FailedMessages, Watch},
         message_log::MessageLog,
     },
     grpc::proto::{GetQueueRequest, WatchQueueStatsRequest, queue_admin_client::QueueAdminClient},
     metrics::Metrics,
-    store::{Change, Filter},
+    store::{Change, Filter, Store},
     traces::Traces,
 };
 use futures::future::{join_all, try_join_all};
 use tokio::{sync::watch, time::Instant};
 use tonic::transport::Channel;
+use uuid::Uuid;
 
 use crate::{
     front::{Front, seconds, timely},
     instance::Instance,
     process::Process,
-    store::{database::Own, deaths::collected},
+    store::{
+        database::{Own, on_each, on_servers},
+        deaths::{collected, death, much_later},
+    },
 };
 
 /// An embedded broker that counts how often it is asked about a queue.
@@ -149,8 +153,8 @@ async fn watch_queues(channels: &[Channel], names: &[&str], answers: usize) {
     try_join_all(watching).await.expect("all are told");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_watchers_of_a_queue_ask_about_it_as_one_does() {
+/// How often a broker with one queue is asked about queues while a thousand watch it, or all.
+async fn asked(all: bool, answers: usize) -> u64 {
     let memory = MemoryBroker::new();
     let broker = Arc::new(Counting {
         memory: memory.clone(),
@@ -162,24 +166,29 @@ async fn a_thousand_watchers_of_a_queue_ask_about_it_as_one_does() {
     .await;
     let queue = front.queue("work").await;
     let channels = join_all((0..4).map(|_| front.channel())).await;
-    watch_queues(&channels, &[&queue], 3).await;
-    // The queue and its dead-letter queue, for each of the 3,000 answers before.
-    let asked = broker.asked.load(SeqCst);
-    assert!((4..=200).contains(&asked), "asked {asked} times");
-
-    broker.asked.store(0, SeqCst);
-    watch_queues(&channels, &[], 2).await;
-    assert_eq!(broker.asked.load(SeqCst), 0, "the list has it all");
+    let names: &[&str] = if all { &[] } else { &[&queue] };
+    let before = broker.asked.load(SeqCst);
+    watch_queues(&channels, names, answers).await;
+    broker.asked.load(SeqCst) - before
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_watchers_of_failed_messages_ask_the_database_as_one_does() {
-    let own = Own::file();
-    let store = own.store().await;
+async fn a_thousand_watchers_of_a_queue_ask_about_it_as_one_does() {
+    // The queue and its dead-letter queue, for each of the 3,000 answers otherwise.
+    let asked = asked(false, 3).await;
+    assert!((4..=200).contains(&asked), "asked {asked} times");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_watchers_of_all_queues_ask_about_none() {
+    assert_eq!(asked(true, 2).await, 0, "the list has it all");
+}
+
+fn service(store: &Store) -> (FailedMessages, Background) {
     let log = MessageLog::start(store.clone(), None);
     let setup = courtier::config::Config::read(courtier::config::reader::Reader::fixed(&[]));
     let retries = setup.expect("the defaults are valid").retries;
-    let (failed, background) = FailedMessages::start(
+    FailedMessages::start(
         MemoryBroker::new(),
         store.clone(),
         Arc::new(retries),
@@ -187,7 +196,14 @@ async fn a_thousand_watchers_of_failed_messages_ask_the_database_as_one_does() {
         Metrics::default(),
         Traces::default(),
         [],
-    );
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_watchers_of_failed_messages_ask_the_database_as_one_does() {
+    let own = Own::file();
+    let store = own.store().await;
+    let (failed, background) = service(&store);
     let before = store.answers();
     let beginning = (0..1_000).map(|_| failed.watch(Filter::default()));
     let watches = timely(try_join_all(beginning)).await.expect("they stand");
@@ -209,6 +225,68 @@ async fn a_thousand_watchers_of_failed_messages_ask_the_database_as_one_does() {
     assert!(asked < 300, "asked {asked} times");
     background.stop().await;
     store.close().await;
+}
+
+/// A failed message that nothing is done with by itself.
+async fn waiting(store: &Store) -> Uuid {
+    let death = death("work");
+    let deaths = std::slice::from_ref(&death);
+    store.collect(deaths, much_later).await.expect("collect");
+    death.id
+}
+
+/// A change is dated when its transaction begins, which may be before somebody begins to watch.
+async fn what_is_under_way_when_a_watch_begins_is_told(own: &Own) {
+    let store = own.store().await;
+    let (failed, background) = service(&store);
+    let row = waiting(&store).await;
+    let other = own.raw().await;
+    other.run("BEGIN").await;
+    let change = format!(
+        "UPDATE failed_messages SET comment = 'late', updated_at = CURRENT_TIMESTAMP(6) WHERE id = '{row}'"
+    );
+    other.run(&change).await;
+    let mut watch = failed.watch(Filter::default()).await.expect("it stands");
+    other.run("COMMIT").await;
+    let news = timely(watch.next()).await.expect("it goes on");
+    let [change] = &*news.changes else {
+        panic!("one change, not {:?}", news.changes);
+    };
+    let Change::Changed(told) = &**change else {
+        panic!("nothing was deleted");
+    };
+    assert_eq!((told.id, told.comment.as_deref()), (row, Some("late")));
+    background.stop().await;
+    store.close().await;
+}
+
+/// What happened just before is none of its news.
+async fn what_was_before_a_watch_is_not_told(own: &Own) {
+    let store = own.store().await;
+    let (failed, background) = service(&store);
+    waiting(&store).await;
+    let mut watch = failed.watch(Filter::default()).await.expect("it stands");
+    let row = waiting(&store).await;
+    let news = timely(watch.next()).await.expect("it goes on");
+    let ids = news.changes.iter().map(|change| match &**change {
+        Change::Changed(row) => row.id,
+        Change::Deleted(id) => *id,
+    });
+    assert_eq!(ids.collect::<Vec<_>>(), [row]);
+    background.stop().await;
+    store.close().await;
+}
+
+on_each! {
+    what_was_before_a_watch_is_not_told
+}
+/// SQLite has one that writes at a time.
+mod of_servers {
+    use super::*;
+
+    on_servers! {
+        what_is_under_way_when_a_watch_begins_is_told
+    }
 }
 
 fn descriptors(gateway: &Process) -> usize {

@@ -31,7 +31,7 @@ use crate::{
     finish::finish,
     message::{Message, Value, header},
     metrics::Metrics,
-    store::{self, Claimed, Filter, Group, Operation, QueueCounts, Sent, Stats, Store},
+    store::{self, Filter, Group, Operation, QueueCounts, Sent, Stats, Store},
     traces::Traces,
 };
 
@@ -60,6 +60,9 @@ pub enum Error {
     PageToken,
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// The copy is with the broker, or may be, and the database did not take that. The failed message is RETRYING until its lease ends.
+    #[error("what became of the copy is not stored: {0:?}, {1}")]
+    NotWritten(Fate, store::Error),
     /// The copy is not confirmed. The failed message is what it was; FAILED where sending it again cannot help (no queue takes
     /// it, or its headers do not fit).
     #[error("the copy is not confirmed: {0:?}")]
@@ -272,22 +275,16 @@ impl FailedMessages {
     pub async fn retry(&self, id: Uuid) -> Result<FailedMessage, Error> {
         let service = self.clone();
         to_the_end(async move {
-            let (claimed, at) = service.claim(id).await?;
-            match service.sender.send(&claimed, at).await {
-                (Fate::Confirmed, row) => Ok(row?),
-                (fate, row) => {
-                    row?;
-                    Err(Error::NotSent(fate))
-                }
+            let (at, lease) = (Instant::now(), service.sender.policy.lease);
+            let claimed = service.store.claim_one(id, lease).await?;
+            let (fate, written) = service.sender.send(&claimed, at).await;
+            let row = written.map_err(|error| not_written(fate, error))?;
+            match fate {
+                Fate::Confirmed => Ok(row),
+                fate => Err(Error::NotSent(fate)),
             }
         })
         .await
-    }
-
-    async fn claim(&self, id: Uuid) -> Result<(Claimed, Instant), Error> {
-        let at = Instant::now();
-        let lease = self.sender.policy.lease;
-        Ok((self.store.claim_one(id, lease).await?, at))
     }
 
     /// Publishes `message` to the queue where the failed message `id` failed, and resolves that one once the broker confirmed
@@ -310,7 +307,8 @@ impl FailedMessages {
             .insert(header::EDITED_ID.to_owned(), original);
         let service = self.clone();
         to_the_end(async move {
-            let (claimed, at) = service.claim(id).await?;
+            let (at, lease) = (Instant::now(), service.sender.policy.lease);
+            let claimed = service.store.claim_to_edit(id, lease).await?;
             let row = &claimed.message;
             sender::note_origin(row, &mut message);
             let publish = service.sender.publish_to(&row.queue, message, at);
@@ -325,11 +323,12 @@ impl FailedMessages {
                         format!("edited and published again as {message_id} ({publish_id})");
                     service.log.edited(row, sent_at, &comment);
                     let store = &service.store;
+                    let replaced = service
+                        .sender
+                        .insist(|| store.replaced(id, token, &comment));
+                    let original = replaced.await.map_err(|error| not_written(fate, error))?;
                     return Ok(Replaced {
-                        original: service
-                            .sender
-                            .insist(|| store.replaced(id, token, &comment))
-                            .await?,
+                        original,
                         message_id,
                         publish_id,
                     });
@@ -338,7 +337,8 @@ impl FailedMessages {
                 Fate::InDoubt(_) => Sent::EditedInDoubt,
                 _ => Sent::NotSent { again_after: None },
             };
-            service.sender.write(id, token, sent).await?;
+            let written = service.sender.write(id, token, sent).await;
+            written.map_err(|error| not_written(fate, error))?;
             Err(Error::NotSent(fate))
         })
         .await
@@ -469,6 +469,14 @@ impl FailedMessages {
     /// Changes from now on.
     pub async fn watch(&self, filter: Filter) -> Result<Watch, Error> {
         Ok(self.watchers.begin(filter).await?)
+    }
+}
+
+/// A copy that is certainly not with the broker is none that anybody must know of.
+fn not_written(fate: Fate, error: store::Error) -> Error {
+    match fate {
+        Fate::Confirmed | Fate::InDoubt(_) => Error::NotWritten(fate, error),
+        _ => error.into(),
     }
 }
 

@@ -25,7 +25,8 @@ const POLL: Duration = Duration::from_millis(500);
 const JOIN: Duration = Duration::from_millis(20);
 /// Changes of one answer.
 const LIMIT: u64 = 500;
-/// How far back each question reaches: a change is dated when its transaction begins, and seen when it ends.
+/// How far back each question reaches: a change is dated when its transaction begins, and seen when it ends, which is what makes it
+/// news.
 const OVERLAP: TimeDelta = TimeDelta::seconds(12);
 /// A clock that goes back by less is only brought into line.
 const SET_BACK: TimeDelta = TimeDelta::seconds(1);
@@ -79,8 +80,6 @@ struct Joiner {
 struct Watcher {
     filter: Filter,
     news: mpsc::Sender<Result<News, Error>>,
-    /// Changes from then on, by the database's clock.
-    began: Time,
     missed: bool,
 }
 
@@ -122,36 +121,29 @@ impl Watchers {
     /// Asks the database as long as somebody watches.
     async fn ask(self) {
         let mut watchers = Vec::new();
+        let mut joiners = Vec::new();
         let mut reader = Reader::default();
         loop {
-            let joiners = {
+            {
                 let mut joining = self.lock();
                 watchers.retain(|watcher: &Watcher| !watcher.news.is_closed());
-                if watchers.is_empty() && joining.watchers.is_empty() {
+                joiners.append(&mut joining.watchers);
+                if watchers.is_empty() && joiners.is_empty() {
                     joining.asked = false;
                     return;
                 }
-                std::mem::take(&mut joining.watchers)
-            };
+            }
             match reader.read(&self.store).await {
                 Ok(page) => {
-                    if let Some(from) = page.set_back {
-                        for watcher in &mut watchers {
-                            watcher.began = watcher.began.min(from);
-                        }
-                    }
-                    watchers.extend(
-                        joiners
-                            .into_iter()
-                            .filter_map(|joiner| joiner.begin(page.now)),
-                    );
                     tell(&mut watchers, &page.news).await;
                     if page.more {
                         continue;
                     }
+                    // All that can be seen was seen: what is news from here on is news to them.
+                    watchers.extend(joiners.drain(..).filter_map(Joiner::begin));
                 }
                 Err(error) => {
-                    for joiner in joiners {
+                    for joiner in joiners.drain(..) {
                         let _ = joiner.begun.send(Err(error.clone()));
                     }
                     for watcher in watchers.drain(..) {
@@ -173,19 +165,18 @@ impl Watchers {
 
 impl Joiner {
     /// `None`: it has gone already.
-    fn begin(self, began: Time) -> Option<Watcher> {
+    fn begin(self) -> Option<Watcher> {
         self.begun.send(Ok(())).ok()?;
         Some(Watcher {
             filter: self.filter,
             news: self.news,
-            began,
             missed: false,
         })
     }
 }
 
 /// Tells each watcher what it is to see. A slow one is waited for a moment, once: then it misses changes, and is told so.
-async fn tell(watchers: &mut [Watcher], news: &[(Time, Arc<Change>)]) {
+async fn tell(watchers: &mut [Watcher], news: &[Arc<Change>]) {
     let patience = Instant::now() + SLOW;
     for watcher in watchers {
         let changes: Vec<_> = watcher.picks(news).collect();
@@ -207,35 +198,29 @@ async fn tell(watchers: &mut [Watcher], news: &[(Time, Arc<Change>)]) {
 }
 
 impl Watcher {
-    fn picks(&self, news: &[(Time, Arc<Change>)]) -> impl Iterator<Item = Arc<Change>> {
-        let picked = news.iter().filter(|(at, change)| {
-            let matches = match &**change {
-                Change::Changed(row) => self.filter.matches(row),
-                Change::Deleted(_) => true,
-            };
-            *at >= self.began && matches
+    fn picks(&self, news: &[Arc<Change>]) -> impl Iterator<Item = Arc<Change>> {
+        let picked = news.iter().filter(|change| match &***change {
+            Change::Changed(row) => self.filter.matches(row),
+            Change::Deleted(_) => true,
         });
-        picked.map(|(_, change)| change.clone())
+        picked.cloned()
     }
 }
 
 /// What was read so far.
 #[derive(Default)]
 struct Reader {
+    /// Changes before are no news.
     began: Option<Time>,
     since: Time,
     /// When it was asked last, by the database's clock.
-    seen: Time,
-    /// What was told, by the time of its change: the same again is no news.
-    told: HashMap<Uuid, Time>,
+    last: Time,
+    /// What was seen, by the time of its change: the same again is no news.
+    seen: HashMap<Uuid, Time>,
 }
 
 struct Page {
-    news: Vec<(Time, Arc<Change>)>,
-    /// From when on changes are news to all: the clock was set back.
-    set_back: Option<Time>,
-    /// When it was read, by the database's clock.
-    now: Time,
+    news: Vec<Arc<Change>>,
     /// The rest follows at once.
     more: bool,
 }
@@ -245,20 +230,18 @@ impl Reader {
         let mut began = match self.began {
             Some(began) => began,
             None => {
-                self.since = store.now().await?;
+                self.since = store.now().await? - OVERLAP;
                 *self.began.insert(self.since)
             }
         };
         let found = store.changes(self.since, LIMIT).await?;
-        let mut set_back = None;
-        if found.now + SET_BACK < self.seen {
-            // The clock was set back: what changes from now on is dated before what was told.
+        if found.now + SET_BACK < self.last {
+            // The clock was set back: what changes from now on is dated before what was seen.
             self.since = found.now - OVERLAP;
             began = *self.began.insert(self.since);
-            self.told.clear();
-            set_back = Some(began);
+            self.seen.clear();
         }
-        self.seen = found.now;
+        self.last = found.now;
         let last = found.changes.last().map(|(at, _)| *at);
         let mut news = Vec::new();
         for (at, change) in found.changes {
@@ -266,10 +249,10 @@ impl Reader {
                 Change::Changed(row) => row.id,
                 Change::Deleted(id) => *id,
             };
-            let known = self.told.get(&id).is_some_and(|told| *told >= at);
+            let known = self.seen.get(&id).is_some_and(|seen| *seen >= at);
             if !known && at >= began {
-                self.told.insert(id, at);
-                news.push((at, Arc::new(change)));
+                self.seen.insert(id, at);
+                news.push(Arc::new(change));
             }
         }
         match last.filter(|_| found.more) {
@@ -279,13 +262,11 @@ impl Reader {
             None => {
                 self.since = (found.now - OVERLAP).max(began);
                 let since = self.since;
-                self.told.retain(|_, at| *at >= since);
+                self.seen.retain(|_, at| *at >= since);
             }
         }
         Ok(Page {
             news,
-            set_back,
-            now: found.now,
             more: found.more,
         })
     }
@@ -300,15 +281,13 @@ mod tests {
         let watcher = Watcher {
             filter: Filter::default(),
             news,
-            began: Time::default(),
             missed: false,
         };
         (watcher, Watch(receiver))
     }
 
-    fn page(id: u128) -> Vec<(Time, Arc<Change>)> {
-        let change = Change::Deleted(Uuid::from_u128(id));
-        vec![(Time::default(), Arc::new(change))]
+    fn page(id: u128) -> Vec<Arc<Change>> {
+        vec![Arc::new(Change::Deleted(Uuid::from_u128(id)))]
     }
 
     fn ids(news: &News) -> Vec<u128> {

@@ -27,6 +27,8 @@ on_each! {
     an_ack_in_another_queue_counts_for_nothing
     a_persons_retry_that_was_not_sent_leaves_the_schedule_alone
     an_edited_copy_in_doubt_keeps_the_original_from_the_schedule
+    an_edit_of_which_nobody_hears_again_keeps_the_original_from_the_schedule
+    an_edit_that_was_not_sent_leaves_the_schedule_alone
     a_consumer_may_drop_a_retry
     a_retry_replaced_by_an_edited_one_is_done
     resolving_and_deleting_need_a_row_that_nobody_works_on
@@ -319,6 +321,40 @@ async fn an_edited_copy_in_doubt_keeps_the_original_from_the_schedule(own: &Own)
     assert_eq!(back.reason, waiting.reason);
     let due = claim_up_to(&store, "work", 9).await.expect("claim");
     assert!(due.is_empty());
+    store.close().await;
+}
+
+async fn an_edit_of_which_nobody_hears_again_keeps_the_original_from_the_schedule(own: &Own) {
+    let store = own.store().await;
+    let waiting = collected(&store, "work").await;
+    let at_once = Duration::ZERO;
+    store
+        .claim_to_edit(waiting.id, at_once)
+        .await
+        .expect("claim");
+    assert_eq!(store.reap().await.expect("reap").lapsed, 1);
+    let back = row(&store, waiting.id).await;
+    assert_eq!(back.state.status, Status::Failed);
+    assert_eq!(back.state.attempt, waiting.state.attempt);
+    let due = claim_up_to(&store, "work", 9).await.expect("claim");
+    assert!(due.is_empty());
+    store.close().await;
+}
+
+async fn an_edit_that_was_not_sent_leaves_the_schedule_alone(own: &Own) {
+    let store = own.store().await;
+    let waiting = collected(&store, "work").await;
+    let before = row(&store, waiting.id).await;
+    let claimed = store.claim_to_edit(waiting.id, LEASE).await.expect("claim");
+    let not_sent = Sent::NotSent { again_after: None };
+    let back = store.sent(waiting.id, claimed.token, not_sent).await;
+    let back = back.expect("back").state;
+    assert_eq!(back.status, before.state.status);
+    assert_eq!(back.next_retry_at, before.state.next_retry_at);
+    assert_eq!(
+        (back.attempt, back.retry_count, back.manual),
+        (before.state.attempt, before.state.retry_count, false)
+    );
     store.close().await;
 }
 
