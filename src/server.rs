@@ -88,7 +88,7 @@ pub async fn serve(
     let (backends, settings) = tokio::select! {
         biased;
         () = &mut shutdown => {
-            info!("stopped before it served anybody");
+            info!("stopped before it began to serve");
             return Ok(());
         }
         prepared = prepare(config) => prepared?,
@@ -160,7 +160,7 @@ async fn connect(config: &Config, metrics: &Metrics) -> Result<Arc<dyn Broker>, 
             let broker = RabbitMq::start(options, metrics)?;
             if !broker.connected(BROKER_PATIENCE).await {
                 warn!(
-                    "starting without the broker; it is tried on, and publishes are refused meanwhile"
+                    "starting without the broker: reconnecting in the background; publishes are refused until it is back"
                 );
             }
             broker
@@ -200,7 +200,7 @@ async fn declared(broker: &dyn Broker, file: &TopologyFile) -> bool {
         Ok(differences) => {
             for difference in &differences {
                 let (what, name, detail) = (difference.what, &difference.name, &difference.detail);
-                warn!(%what, name, detail, "is not as {path} says; used as it is, if it is there");
+                warn!(%what, name, detail, "differs from {path}; what exists is used as it is");
             }
             let queues = file.topology.queues.len();
             info!(queues, "declared {path}");

@@ -71,7 +71,7 @@ pub const SETTINGS: &[Setting] = &[
     secret(
         "RABBITMQ_URL",
         "",
-        "amqp://user:password@host:port/vhost or amqps://…; goes before the other RABBITMQ_ names",
+        "amqp://user:password@host:port/vhost or amqps://…; takes precedence over the other RABBITMQ_ names",
     ),
     setting(
         "RABBITMQ_HOST",
@@ -150,7 +150,7 @@ pub const SETTINGS: &[Setting] = &[
     secret(
         "DATABASE_URL",
         "",
-        "sqlite:FILE, mysql://user:password@host:port/database or postgres://…; goes before the DB_ names",
+        "sqlite:FILE, mysql://user:password@host:port/database or postgres://…; takes precedence over the DB_ names",
     ),
     setting("DB_HOST", "127.0.0.1", "Database server's host"),
     setting(
@@ -321,7 +321,7 @@ pub const SETTINGS: &[Setting] = &[
     expert(
         "ALERT_INTERVAL",
         "5s",
-        "How often queues, links and the database are looked at; at least 1s",
+        "How often queues, links and the database are checked; at least 1s",
     ),
     setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",

@@ -186,7 +186,7 @@ pub(super) fn away(error: &OpenError) {
     }
     let error: &dyn std::error::Error = error;
     let cause = std::iter::successors(error.source(), |cause| cause.source()).last();
-    tracing::warn!(%error, cause = cause.map(tracing::field::display), "no database; it is tried on");
+    tracing::warn!(%error, cause = cause.map(tracing::field::display), "the database cannot be reached; retrying in the background");
 }
 
 impl Pools {

@@ -69,7 +69,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database, waiting at most `patience` for a server; after that it is tried on. What waiting cannot mend is
+    /// Opens the database, waiting at most `patience` for a server; after that it goes on trying in the background. What waiting cannot mend is
     /// an error.
     pub async fn open(options: Options, patience: Duration) -> Result<Self, OpenError> {
         Self::open_with_clock(options, Clock::default(), patience).await
@@ -157,7 +157,7 @@ impl Store {
             Err(Error::NotWritable(_)) => return answer,
             Err(error @ (Error::Refused(_) | Error::Damaged { .. })) => {
                 let error: &dyn std::error::Error = error;
-                tracing::error!(error, "a question to the database failed");
+                tracing::error!(error, "a database query failed");
             }
             _ => {}
         }

@@ -135,7 +135,7 @@ async fn a_gateway_that_is_still_starting_stops_at_once() {
     let ended = child.wait().expect("it ends");
     assert_eq!(ended.code(), Some(0));
     let log = fs::read_to_string(log).expect("it is there");
-    assert!(log.contains("stopped before it served anybody"), "{log}");
+    assert!(log.contains("stopped before it began to serve"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -36,7 +36,7 @@ Exit codes:
   0  all that was asked was done
   1  failed
   2  wrong usage
-  3  refused as it is: no such queue, or it exists otherwise
+  3  refused as it is: no such queue, or it already exists with different arguments
   4  not done: broker away, gateway not reached, or not all of it
   5  in doubt: it may be done; look again")]
 pub(in crate::cli) enum Command {

@@ -33,7 +33,7 @@ pub(in crate::cli) async fn run(command: Command) -> Result<(), Exit> {
     }
 }
 
-/// Declare what is missing; what differs is told and left alone, and nothing is deleted
+/// Declare what is missing; what differs is reported and left alone, and nothing is deleted
 #[derive(Args)]
 #[command(after_help = "\
 max_retries and retry_delays of queues, and dead_letter_sources, are the gateway's business: they count in its own TOPOLOGY_FILE only.")]

@@ -49,7 +49,7 @@ impl Webhook {
                     Err(broadcast::error::RecvError::Lagged(missed)) => {
                         tracing::warn!(
                             missed,
-                            "the alert webhook is too slow; alerts were not told"
+                            "the alert webhook is too slow; some alerts were not sent to it"
                         );
                     }
                     Err(broadcast::error::RecvError::Closed) => return,
@@ -70,7 +70,7 @@ impl Webhook {
                 Some(pause) => sleep(pause).await,
                 None => {
                     let kind = alert.kind;
-                    tracing::warn!(%kind, problem, "the alert webhook cannot be told; giving up");
+                    tracing::warn!(%kind, problem, "the alert webhook does not take this alert; giving up");
                     return;
                 }
             }

@@ -38,7 +38,7 @@ impl Acks {
             queue: queue.to_owned(),
         };
         if self.0.try_send(ack).is_err() {
-            tracing::warn!(%id, "too many acks of retries wait for the database; this one counts as assumed later");
+            tracing::warn!(%id, "too many acks of retries wait for the database; this message will be RESOLVED as ASSUMED, not as ACKED");
         }
     }
 }
@@ -62,7 +62,7 @@ async fn record(store: Store, mut inbox: mpsc::Receiver<Ack>) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "acks of retries are not stored; they count as assumed later");
+                    tracing::warn!(%error, "cannot store acks of retries; these messages will be RESOLVED as ASSUMED, not as ACKED");
                     break;
                 }
                 Ok(()) => break,

@@ -83,7 +83,7 @@ impl Scheduler {
                 Err(error) if error.is_of_database() => return Err(error),
                 // The retries of others are not to wait for it.
                 Err(error) => {
-                    tracing::warn!(%error, "a bulk retry is held up");
+                    tracing::warn!(%error, "a bulk retry cannot go on now; trying again in the next round");
                     break;
                 }
             }
@@ -108,7 +108,9 @@ impl Scheduler {
                     }
                     Ok(_) => {}
                     Err(error) if error.is_of_database() => return Err(error),
-                    Err(error) => tracing::warn!(queue, %error, "no retry of this queue is sent"),
+                    Err(error) => {
+                        tracing::warn!(queue, %error, "cannot send retries of this queue now; trying again in the next round")
+                    }
                 }
             }
             if more.is_empty() || Instant::now() >= until {

@@ -108,7 +108,7 @@ impl Sender {
             let written = self.insist(|| self.store.sent_many(&sent)).await;
             if let Err(error) = written {
                 let ids: Vec<_> = sent.iter().map(|(id, ..)| id.to_string()).collect();
-                tracing::warn!(?ids, %error, "what became of retries is not stored; their leases end by themselves");
+                tracing::warn!(?ids, %error, "cannot store what became of retries; they are due again when their leases end");
             }
             drop(room.split(sent.len()));
         }

@@ -46,7 +46,7 @@ pub enum Error {
     #[error("the page token is not one of this list")]
     PageToken,
     /// It exists, and differs.
-    #[error("{0} exists otherwise")]
+    #[error("{0} already exists with different arguments")]
     Differs(plan::Change),
     /// The gateway has no topology file.
     #[error("there is no topology file")]

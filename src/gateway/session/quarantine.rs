@@ -119,7 +119,7 @@ impl Session {
             queue,
             message_id,
             failures = failures.count(),
-            "its consumers die with it: moved to the dead-letter queue"
+            "its consumers die of it: moved to the dead-letter queue"
         );
         let copy = dead_letter::poisoned(delivery, &queue, failures.count());
         let (gateway, tag) = (self.gateway.clone(), delivery.tag);

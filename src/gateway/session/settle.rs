@@ -193,7 +193,7 @@ impl Session {
             }
             Err(error) => {
                 let queue = self.plan.queues.get(copy.queue);
-                tracing::warn!(queue, %error, "a failed delivery stays in its queue");
+                tracing::warn!(queue, %error, "cannot store a dead letter: the delivery stays with its consumer until its deadline, and may be settled again");
                 let deadline = Instant::now() + self.plan.ack_deadline;
                 self.ledger.reopen(tag, deadline);
                 SettleResult::NotSettled
