@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::{
     broker::{self, Fate, InDoubt, NotSent, Refusal},
+    budget::intake::Interrupted,
     gateway::{
-        failed, message_log,
-        publish::Outcome,
+        failed_messages, message_log,
+        publisher::Outcome,
         queue_admin::{self, plan::Change},
-        subscribe::{End, Refused},
+        subscriber::protocol::{End, Refused},
         validate::Invalid,
     },
     store, text,
@@ -87,28 +88,6 @@ pub struct Failure {
     pub unmet: Vec<(String, String)>,
     /// What became of the publish: one of the API's outcomes, without its prefix.
     pub publish_outcome: Option<&'static str>,
-}
-
-/// Why the rest of a request is not read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Interrupted {
-    /// The memory for requests that are being read is used up.
-    #[error("too many requests are being read at once; the rest of this one is not")]
-    Full,
-    /// Nothing more of it came for so long.
-    #[error("the rest of the request did not come within {0:?}")]
-    Idle(Duration),
-}
-
-impl Interrupted {
-    /// The one that made reading a request fail, if one did.
-    pub fn find(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        let chain = std::iter::successors(Some(error), |error| error.source());
-        chain
-            .filter_map(|error| error.downcast_ref())
-            .copied()
-            .next()
-    }
 }
 
 /// How soon to try again: when the trouble passes by itself, and when somebody must make room first.
@@ -410,9 +389,9 @@ impl From<Invalid> for Failure {
     }
 }
 
-impl From<failed::Error> for Failure {
-    fn from(error: failed::Error) -> Self {
-        use failed::Error;
+impl From<failed_messages::Error> for Failure {
+    fn from(error: failed_messages::Error) -> Self {
+        use failed_messages::Error;
         match error {
             Error::NotFound => Self::new(
                 Code::NotFound,
@@ -529,9 +508,9 @@ impl From<store::Error> for Failure {
                 format!("{trouble}: nothing can be changed; nothing is lost meanwhile: failed messages wait in their dead-letter queues"),
             )
             .retry(LATER),
-            Error::NotFound => Self::from(failed::Error::NotFound),
-            Error::Conflict(status) => Self::from(failed::Error::Conflict(status)),
-            Error::PageToken => Self::from(failed::Error::PageToken),
+            Error::NotFound => Self::from(failed_messages::Error::NotFound),
+            Error::Conflict(status) => Self::from(failed_messages::Error::Conflict(status)),
+            Error::PageToken => Self::from(failed_messages::Error::PageToken),
             // Logged where it arose; its words may name the database's inside.
             Error::Refused(_) => Self::new(
                 Code::Internal,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use courtier::{
-    failure::{Death, ErrorDetail, Next, Reason, Status, schedule::Schedule},
+    failed_message::{Death, ErrorDetail, Next, Reason, Status, schedule::Schedule},
     message::Message,
     store::{Filter, Options, Place, Sent, Store},
 };

@@ -24,6 +24,28 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How many of the oldest are looked at for one to cut.
 const LOOKED_AT: usize = 64;
 
+/// Why the rest of a request is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Interrupted {
+    /// The memory for requests that are being read is used up.
+    #[error("too many requests are being read at once; the rest of this one is not")]
+    Full,
+    /// Nothing more of it came for so long.
+    #[error("the rest of the request did not come within {0:?}")]
+    Idle(Duration),
+}
+
+impl Interrupted {
+    /// The one that made reading a request fail, if one did.
+    pub fn find(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let chain = std::iter::successors(Some(error), |error| error.source());
+        chain
+            .filter_map(|error| error.downcast_ref())
+            .copied()
+            .next()
+    }
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Intake {

@@ -248,7 +248,7 @@ mod tests {
     use crate::{
         broker::{Fate, InDoubt, NotSent},
         error::Failure,
-        gateway::{publish::Outcome as Published, validate::Invalid},
+        gateway::{publisher::Outcome as Published, validate::Invalid},
     };
 
     fn publish_exit(outcome: Published) -> u8 {

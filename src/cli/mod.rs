@@ -1,12 +1,11 @@
 //! The command line: the server, and a client for people and scripts.
 
-mod admin;
 mod client;
 mod compose;
 mod config;
 mod confirm;
 mod details;
-mod failed;
+mod failed_messages;
 mod health;
 mod log;
 mod migrate;
@@ -15,6 +14,7 @@ mod pages;
 mod payload;
 mod publish;
 mod publish_lines;
+mod queue_admin;
 mod serve;
 mod show;
 mod subscribe;
@@ -59,20 +59,20 @@ enum Command {
     Publish(Box<publish::Publish>),
     Subscribe(subscribe::Subscribe),
     #[command(subcommand)]
-    Failed(failed::Command),
+    Failed(failed_messages::Command),
     #[command(subcommand)]
     Log(log::Command),
     #[command(subcommand)]
-    Queues(admin::queues::Command),
+    Queues(queue_admin::queues::Command),
     #[command(subcommand)]
-    Exchanges(admin::exchanges::Command),
+    Exchanges(queue_admin::exchanges::Command),
     #[command(subcommand)]
-    Bindings(admin::bindings::Command),
+    Bindings(queue_admin::bindings::Command),
     #[command(subcommand)]
-    Topology(admin::topology::Command),
-    Alerts(admin::alerts::Alerts),
-    Status(admin::status::Status),
-    Doctor(admin::doctor::Doctor),
+    Topology(queue_admin::topology::Command),
+    Alerts(queue_admin::alerts::Alerts),
+    Status(queue_admin::status::Status),
+    Doctor(queue_admin::doctor::Doctor),
     Health(health::Health),
     #[command(subcommand)]
     Migrate(migrate::Command),
@@ -85,17 +85,18 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(flags) => serve::run(&flags),
+        Command::Publish(publish) if publish.lines => block_on(publish_lines::run(*publish)),
         Command::Publish(publish) => block_on(publish::run(*publish)),
         Command::Subscribe(subscribe) => block_on(subscribe::run(subscribe)),
-        Command::Failed(command) => block_on(failed::run(command)),
+        Command::Failed(command) => block_on(failed_messages::run(command)),
         Command::Log(command) => block_on(log::run(command)),
-        Command::Queues(command) => block_on(admin::queues::run(command)),
-        Command::Exchanges(command) => block_on(admin::exchanges::run(command)),
-        Command::Bindings(command) => block_on(admin::bindings::run(command)),
-        Command::Topology(command) => block_on(admin::topology::run(command)),
-        Command::Alerts(alerts) => block_on(admin::alerts::run(alerts)),
-        Command::Status(status) => block_on(admin::status::run(status)),
-        Command::Doctor(doctor) => admin::doctor::run(&doctor),
+        Command::Queues(command) => block_on(queue_admin::queues::run(command)),
+        Command::Exchanges(command) => block_on(queue_admin::exchanges::run(command)),
+        Command::Bindings(command) => block_on(queue_admin::bindings::run(command)),
+        Command::Topology(command) => block_on(queue_admin::topology::run(command)),
+        Command::Alerts(alerts) => block_on(queue_admin::alerts::run(alerts)),
+        Command::Status(status) => block_on(queue_admin::status::run(status)),
+        Command::Doctor(doctor) => queue_admin::doctor::run(&doctor),
         Command::Health(health) => block_on(health::run(health)),
         Command::Migrate(command) => migrate::run(&command),
         Command::Config(command) => config::run(&command),

@@ -11,7 +11,7 @@ use super::{
     Exit,
     client::{self, Output, Server, time},
     compose::{Properties, Source},
-    publish_lines, say,
+    say,
 };
 use crate::grpc::proto::{
     Message, Outcome, PublishRequest, message::Payload, publisher_client::PublisherClient,
@@ -84,9 +84,6 @@ impl Publish {
 }
 
 pub(super) async fn run(publish: Publish) -> Result<(), Exit> {
-    if publish.lines {
-        return publish_lines::run(publish).await;
-    }
     let message = publish.request(publish.source.payload()?);
     let message_id = message
         .message

@@ -21,7 +21,7 @@ use crate::{
         topology::{self, Parsed, QueueDefaults, Topology},
     },
     budget,
-    failure::schedule::{Policy, Schedule},
+    failed_message::schedule::{Policy, Schedule},
     gateway::{
         Limits, alerts,
         message_log::{self, Room},
@@ -69,7 +69,7 @@ pub struct Config {
     pub message_log: Option<message_log::Options>,
     pub alerts: alerts::Options,
     pub http: Http,
-    pub log: Log,
+    pub log: telemetry::Options,
     /// `None`: nobody is told of traces.
     pub traces: Option<traces::Options>,
 }
@@ -112,13 +112,6 @@ pub struct Http {
     pub keepalive_timeout: Duration,
 }
 
-/// How the process speaks.
-#[derive(Debug)]
-pub struct Log {
-    pub json: bool,
-    pub filter: String,
-}
-
 impl Config {
     /// Reads and checks everything.
     pub fn read(reader: Reader) -> Result<Self, Problems> {
@@ -138,7 +131,7 @@ impl Config {
             topology,
             limits: limits(&mut reader, &defaults),
             http: http(&mut reader),
-            log: Log {
+            log: telemetry::Options {
                 json: reader.one_of("LOG_FORMAT", &["text", "json"]) == "json",
                 filter: log_filter(&mut reader),
             },

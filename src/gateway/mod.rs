@@ -1,20 +1,14 @@
 //! What the service does, one file a feature, whatever the protocol in front and the broker behind.
 
-pub mod ack_id;
 pub mod alerts;
-pub mod dead_letter;
 pub mod exposition;
-pub mod failed;
-pub mod ledger;
+pub mod failed_messages;
 pub mod message_log;
 pub mod page;
-mod poison;
-mod progress;
-pub mod publish;
+pub mod publisher;
 pub mod queue_admin;
 mod records;
-mod session;
-pub mod subscribe;
+pub mod subscriber;
 pub mod validate;
 
 use std::{sync::Arc, time::Duration};
@@ -23,8 +17,8 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    alerts::Alerts, failed::FailedMessages, message_log::MessageLog, poison::PoisonCounts,
-    queue_admin::QueueAdmin,
+    alerts::Alerts, failed_messages::FailedMessages, message_log::MessageLog,
+    queue_admin::QueueAdmin, subscriber::poison::PoisonCounts,
 };
 use crate::{
     broker::{Broker, topology::QueueDefaults},

@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::failure::fingerprint::digest;
+use crate::failed_message::fingerprint::digest;
 
 /// Rows of a page when the caller says nothing, and at most.
 pub const DEFAULT_SIZE: u32 = 50;

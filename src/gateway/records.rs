@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Gateway,
-    publish::{Outcome, Outgoing},
+    publisher::{Outcome, Outgoing},
 };
 use crate::{
     broker::{Fate, Publish, Witness},

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use super::publish::Outgoing;
 use crate::{
     broker::Entity,
     message::{Message, Table, Value, header},
@@ -71,26 +70,6 @@ impl Invalid {
             names::Refused::Reserved => Self::Forbidden(what, name.to_owned()),
         }
     }
-}
-
-/// Checks all of it.
-pub fn outgoing(outgoing: &Outgoing, max_payload_bytes: usize) -> Result<(), Invalid> {
-    let Outgoing {
-        exchange,
-        routing_key,
-        message,
-        ..
-    } = outgoing;
-    names::exchange(exchange)
-        .map_err(|refused| Invalid::name("exchange", Entity::Exchange, exchange, refused))?;
-    // On the default exchange the routing key names a queue.
-    let key = if exchange.is_empty() {
-        names::target(routing_key)
-    } else {
-        names::routing_key(routing_key)
-    };
-    key.map_err(|refused| Invalid::name("routing_key", Entity::Queue, routing_key, refused))?;
-    self::message(message, max_payload_bytes)
 }
 
 /// Checks a message, wherever it goes.

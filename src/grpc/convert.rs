@@ -8,7 +8,7 @@ use prost_types::{ListValue, Struct, Timestamp, Value as Json, value::Kind};
 use super::proto::{self, PublishRequest, message::Payload};
 use crate::{
     gateway::{
-        publish::{Outgoing, Published},
+        publisher::{Outgoing, Published},
         validate::{self, Invalid},
     },
     message::{Message, Table, Value, header},

@@ -4,7 +4,7 @@ use tonic::Status;
 
 use super::status::invalid;
 use crate::{
-    failure::{Time, is_known_to_databases},
+    failed_message::{Time, is_known_to_databases},
     gateway::page,
 };
 

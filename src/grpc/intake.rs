@@ -22,8 +22,7 @@ use super::{
     status,
 };
 use crate::{
-    budget::intake::{Intake, Reader},
-    error::Interrupted,
+    budget::intake::{Intake, Interrupted, Reader},
     gateway::Gateway,
 };
 

@@ -21,7 +21,7 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway,
-        publish::{Outcome, Outgoing, Published, Publishes, check_batch},
+        publisher::{Outcome, Outgoing, Published, Publishes, check_batch},
         validate::Invalid,
     },
     timer::until,

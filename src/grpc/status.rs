@@ -7,7 +7,8 @@ use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    error::{Code, Failure, Interrupted},
+    budget::intake::Interrupted,
+    error::{Code, Failure},
     gateway::validate::Invalid,
 };
 

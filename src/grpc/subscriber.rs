@@ -30,13 +30,20 @@ use super::{
 };
 use crate::{
     broker::StreamOffset,
+    budget::intake::Interrupted,
     deadline::Deadline,
-    error::{Failure, Interrupted},
-    failure::ErrorDetail,
+    error::Failure,
+    failed_message::ErrorDetail,
     gateway::{
-        Gateway, dead_letter,
-        ledger::SettleResult,
-        subscribe::{self, Action, End, Event, Given, MAX_ACK_IDS, MAX_RETRY_DELAY, Nack, Start},
+        Gateway,
+        failed_messages::dead_letter,
+        subscriber::{
+            check_ack_deadline,
+            protocol::{
+                self, Action, End, Event, Given, MAX_ACK_IDS, MAX_RETRY_DELAY, Nack, SettleResult,
+                Start,
+            },
+        },
         validate::Invalid,
     },
 };
@@ -87,13 +94,13 @@ impl Subscriber for Service {
         let start = read_start(start).map_err(status::invalid_request)?;
         let cut = hung_up.clone();
         let requests = requests.map(move |request| match request {
-            Err(_) if cut() => subscribe::Request::Gone,
+            Err(_) if cut() => protocol::Request::Gone,
             Err(status) => unreadable(&status, &refusals),
             Ok(request) => read_request(request),
         });
         // However often it is asked: a caller that is gone stays gone.
         let end =
-            stream::poll_fn(move |_| Poll::Ready(hung_up().then_some(subscribe::Request::Gone)));
+            stream::poll_fn(move |_| Poll::Ready(hung_up().then_some(protocol::Request::Gone)));
         let requests = requests.chain(end).boxed();
         let end = deadline.map(|deadline| deadline.answer_by);
         let events = self.gateway.subscribe(start, requests, end).await;
@@ -152,28 +159,28 @@ fn read_offset(offset: proto::StreamOffset) -> Result<StreamOffset, Invalid> {
 }
 
 /// Why there is no request where one was expected.
-fn unreadable(status: &Status, refusals: &Refusals) -> subscribe::Request {
+fn unreadable(status: &Status, refusals: &Refusals) -> protocol::Request {
     if let Some(why) = Interrupted::find(status) {
-        return subscribe::Request::Interrupted(why);
+        return protocol::Request::Interrupted(why);
     }
-    subscribe::Request::Invalid(refusals.last().unwrap_or_else(|| {
+    protocol::Request::Invalid(refusals.last().unwrap_or_else(|| {
         let problem = format!("cannot be read: {}", status.message());
         Invalid::field("request", problem)
     }))
 }
 
-fn read_request(request: SubscribeRequest) -> subscribe::Request {
+fn read_request(request: SubscribeRequest) -> protocol::Request {
     match request.request {
-        None => subscribe::Request::Invalid(Invalid::field("request", "must be set")),
+        None => protocol::Request::Invalid(Invalid::field("request", "must be set")),
         Some(ProtoRequest::Start(_)) => {
-            subscribe::Request::Invalid(Invalid::field("start", "must be sent only once"))
+            protocol::Request::Invalid(Invalid::field("start", "must be sent only once"))
         }
         Some(ProtoRequest::Settle(settle))
             if settle.ack_ids.len() + settle.nacks.len() > MAX_ACK_IDS =>
         {
             too_many("settle.ack_ids")
         }
-        Some(ProtoRequest::Settle(settle)) => subscribe::Request::Settle {
+        Some(ProtoRequest::Settle(settle)) => protocol::Request::Settle {
             acks: settle.ack_ids,
             nacks: settle.nacks.into_iter().map(read_nack).collect(),
         },
@@ -181,18 +188,18 @@ fn read_request(request: SubscribeRequest) -> subscribe::Request {
             too_many("extend.ack_ids")
         }
         Some(ProtoRequest::Extend(extend)) => match read_extension(extend.ack_deadline) {
-            Ok(ack_deadline) => subscribe::Request::Extend {
+            Ok(ack_deadline) => protocol::Request::Extend {
                 ack_ids: extend.ack_ids,
                 ack_deadline,
             },
-            Err(invalid) => subscribe::Request::Invalid(invalid),
+            Err(invalid) => protocol::Request::Invalid(invalid),
         },
     }
 }
 
-fn too_many(field: &'static str) -> subscribe::Request {
+fn too_many(field: &'static str) -> protocol::Request {
     let problem = format!("must hold at most {MAX_ACK_IDS} ids");
-    subscribe::Request::Invalid(Invalid::field(field, problem))
+    protocol::Request::Invalid(Invalid::field(field, problem))
 }
 
 fn read_extension(deadline: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
@@ -201,7 +208,7 @@ fn read_extension(deadline: Option<prost_types::Duration>) -> Result<Option<Dura
         return Ok(None);
     };
     let deadline = convert::duration(deadline).unwrap_or_default();
-    subscribe::check_ack_deadline(field, deadline)?;
+    check_ack_deadline(field, deadline)?;
     Ok(Some(deadline))
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
-use crate::error::{Failure, Interrupted};
+use crate::{budget::intake::Interrupted, error::Failure};
 
 /// The bytes of a publish's JSON body, if they come by `deadline`; at most `limit`, which the route's `DefaultBodyLimit` must be too.
 /// `too_large`: the answer to a larger one. Every error says that nothing was published.

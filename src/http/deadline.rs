@@ -7,7 +7,7 @@ use axum::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{error::Error, publish};
+use super::{PUBLISHES, error::Error};
 use crate::{deadline::Deadline, error::Failure, gateway::Limits};
 
 /// Puts the [`Deadline`] among the request's extensions, and answers when the handler did not by then.
@@ -15,7 +15,7 @@ pub(super) async fn enforce(mut request: Request, next: Next) -> Response {
     let Some(deadline) = Deadline::read(request.headers()) else {
         return next.run(request).await;
     };
-    let publishes = publish::PATHS.contains(&request.uri().path());
+    let publishes = PUBLISHES.contains(&request.uri().path());
     if deadline.is_over() {
         return exceeded(publishes, false);
     }

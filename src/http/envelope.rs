@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{failure::Time, names};
+use crate::{failed_message::Time, names};
 
 /// What an envelope says about its message.
 #[derive(Debug, Default, PartialEq, Eq)]

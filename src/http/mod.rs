@@ -7,7 +7,7 @@ mod body;
 mod deadline;
 mod envelope;
 mod error;
-mod failed;
+mod failed_messages;
 pub mod metrics;
 mod openapi;
 mod probes;
@@ -27,6 +27,9 @@ use crate::{
     store::Presence,
 };
 
+/// The routes whose failures name an outcome.
+const PUBLISHES: [&str; 2] = [publish::PATH, publish_batch::PATH];
+
 /// The routes. `service` is the name that `/api/health` answers; `origins` are those of the web pages that may call.
 pub fn routes(
     service: &str,
@@ -36,7 +39,8 @@ pub fn routes(
 ) -> Result<Router, BadOrigin> {
     let api = OpenApiRouter::new()
         .merge(publish::routes(&gateway.limits))
-        .merge(failed::routes())
+        .merge(publish_batch::routes(&gateway.limits))
+        .merge(failed_messages::routes())
         .merge(queues::routes())
         .with_state(gateway.clone());
     let (router, description) = openapi::described()

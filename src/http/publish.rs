@@ -20,27 +20,24 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::{body, deadline, envelope::Envelope, error::Error, publish_batch};
+use super::{body, deadline, envelope::Envelope, error::Error};
 use crate::{
     error::Failure,
     gateway::{
         Gateway, Limits,
-        publish::{Outgoing, Published},
+        publisher::{Outgoing, Published},
         validate::{Invalid, MAX_HEADERS},
     },
     message::{Message, Table, Value},
     traces::Origin,
 };
 
-const PATH: &str = "/api/messages/publish";
-/// The routes whose failures name an outcome.
-pub(super) const PATHS: [&str; 2] = [PATH, publish_batch::PATH];
+pub(super) const PATH: &str = "/api/messages/publish";
 
 pub(super) fn routes(limits: &Limits) -> OpenApiRouter<Gateway> {
     OpenApiRouter::new()
         .routes(routes!(publish))
         .layer(DefaultBodyLimit::max(limits.request_bytes()))
-        .merge(publish_batch::routes(limits))
 }
 
 /// One message and where it goes.

@@ -24,7 +24,7 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway, Limits,
-        publish::{MAX_BATCH, Published, check_batch},
+        publisher::{MAX_BATCH, Published, check_batch},
         validate::Invalid,
     },
     traces::Origin,

@@ -9,10 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{
-    process::Process,
-    table::{Maybe, Table},
-};
+use super::table::{Maybe, Table};
 
 /// What all names start with.
 const PREFIX: &str = "courtier";
@@ -131,17 +128,16 @@ figures! {
     alert_active: Table<AlertLabels>,
 }
 
-/// A registry with all figures in it, those of the process included.
+/// A registry with all figures in it but those of the [`process`].
 pub(super) fn registered() -> (Registry, Figures) {
     let mut registry = Registry::with_prefix(PREFIX);
     let figures = Figures::registered(&mut registry);
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     registry.register("build", "The version that runs", Info::new(version));
-    registry.register_collector(Box::new(Process::new()));
     (registry, figures)
 }
 
-/// The figures that [`Process`] reads: name, help.
+/// What is read of the process: name, help.
 pub(super) mod process {
     pub const MEMORY: (&str, &str) = (
         "process_resident_memory_bytes",

@@ -24,6 +24,7 @@ use self::{
         MethodLabels, Name, QueueLabels, ReasonLabels, RetryLabels, RoleLabels, ShareLabels,
         StateLabels,
     },
+    process::Process,
     series::Named,
     table::Table,
 };
@@ -115,7 +116,8 @@ struct Inner {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let (registry, figures) = figures::registered();
+        let (mut registry, figures) = figures::registered();
+        registry.register_collector(Box::new(Process::new()));
         Self(Arc::new(Inner {
             exchanges: Named::new(Exchange::new(&figures, "")),
             queues: Named::new(Queue::new(&figures, "")),

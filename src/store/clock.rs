@@ -16,12 +16,11 @@ use std::{
 use chrono::{SubsecRound, TimeDelta, Utc};
 use rustix::time::{ClockId, clock_gettime};
 use sea_orm::{
-    ConnectionTrait, DbBackend, DbErr, SqliteTransactionMode, Statement, TransactionOptions,
-    TransactionTrait, Value,
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, SqliteTransactionMode, Statement,
+    TransactionOptions, TransactionTrait, Value,
 };
 
-use super::connection::Pools;
-use crate::failure::Time;
+use crate::failed_message::Time;
 
 /// Steps below are followed without a word: NTP makes many, and nothing is planned so exactly.
 const SMALLEST_STEP: TimeDelta = TimeDelta::seconds(2);
@@ -136,7 +135,7 @@ impl Followed {
     }
 
     /// Moves what is planned along with a clock that was set.
-    pub(super) async fn correct(&self, pools: &Pools) -> Result<(), DbErr> {
+    pub(super) async fn correct(&self, database: &DatabaseConnection) -> Result<(), DbErr> {
         let _correcting = self.correcting.lock().await;
         // Somebody else may have done it meanwhile.
         let Err(step) = self.now() else {
@@ -149,7 +148,7 @@ impl Followed {
             step.expected + SMALLEST_STEP,
             step.reading.wall,
         ];
-        let moved = shift(pools, &seconds.to_string(), written, &bounds).await?;
+        let moved = shift(database, &seconds.to_string(), written, &bounds).await?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = Seen {
             last: step.reading,
@@ -164,13 +163,16 @@ impl Followed {
     }
 
     /// Rows of the future are of a clock that was set back while no gateway ran: they wait from now on.
-    pub(super) async fn correct_the_future(&self, pools: &Pools) -> Result<(), DbErr> {
+    pub(super) async fn correct_the_future(
+        &self,
+        database: &DatabaseConnection,
+    ) -> Result<(), DbErr> {
         let now = self.shown();
         let seconds = format!(
             "(strftime('%s', '{}') - strftime('%s', substr(written, 1, 19)))",
             now.format("%Y-%m-%dT%H:%M:%S")
         );
-        let moved = shift(pools, &seconds, "written > ?", &[now + SMALLEST_STEP]).await?;
+        let moved = shift(database, &seconds, "written > ?", &[now + SMALLEST_STEP]).await?;
         if moved > 0 {
             tracing::warn!(
                 moved,
@@ -194,12 +196,17 @@ const PLANS: [(&str, &str, &[&str]); 3] = [
 ];
 
 /// Moves what rows plan, and when they were written, by so many seconds: a number, or SQL. `which` and `seconds` name the column `written`.
-async fn shift(pools: &Pools, seconds: &str, which: &str, bounds: &[Time]) -> Result<u64, DbErr> {
+async fn shift(
+    database: &DatabaseConnection,
+    seconds: &str,
+    which: &str,
+    bounds: &[Time],
+) -> Result<u64, DbErr> {
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..TransactionOptions::default()
     };
-    let tx = pools.write.begin_with_options(options).await?;
+    let tx = database.begin_with_options(options).await?;
     let mut moved = 0;
     for (table, written, plans) in PLANS {
         let (seconds, which) = (

@@ -13,7 +13,7 @@ use super::{
     properties, row, transaction,
     work::{CHUNK, Work},
 };
-use crate::failure::{
+use crate::failed_message::{
     Death, Next, Outcome, State, fingerprint, machine::Again, schedule::Schedule,
 };
 
@@ -309,7 +309,12 @@ fn is_of(death: &Death, message_id: Option<&str>, payload: &[u8]) -> bool {
 }
 
 /// When a message that died is tried again.
-fn again(death: &Death, schedule: &Schedule, retry_count: u32, now: crate::failure::Time) -> Again {
+fn again(
+    death: &Death,
+    schedule: &Schedule,
+    retry_count: u32,
+    now: crate::failed_message::Time,
+) -> Again {
     let delay = match death.next {
         Next::Park => None,
         Next::Retry(Some(delay)) => Some(delay),

@@ -11,7 +11,7 @@ use super::{
     row, transaction,
     work::CHUNK,
 };
-use crate::failure::{FailedMessage, Status};
+use crate::failed_message::{FailedMessage, Status};
 
 /// All but RETRYING.
 const DELETABLE: [Status; 3] = [Status::Pending, Status::Failed, Status::Resolved];

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use super::{clock::Followed, files::Files, trouble::Trouble};
 use crate::{
-    failure::Time,
+    failed_message::Time,
     url::{self, BadUrl},
 };
 
@@ -253,7 +253,7 @@ pub(super) async fn connect(options: &Options, clock: &Arc<Followed>) -> Result<
     }
     if let Place::File(_) = &options.place {
         pools.clock = Some(clock.clone());
-        let corrected = clock.correct_the_future(&pools).await;
+        let corrected = clock.correct_the_future(&pools.write).await;
         corrected.map_err(|error| OpenError::Database(options.place.clone(), error))?;
     }
     Ok(pools)

@@ -7,7 +7,7 @@ use sea_orm::{
 };
 
 use super::trouble::Trouble;
-use crate::failure::Status;
+use crate::failed_message::Status;
 
 /// Why the store did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -37,8 +37,8 @@ pub enum Error {
     Damaged { id: String, what: &'static str },
 }
 
-impl From<crate::failure::machine::Conflict> for Error {
-    fn from(conflict: crate::failure::machine::Conflict) -> Self {
+impl From<crate::failed_message::machine::Conflict> for Error {
+    fn from(conflict: crate::failed_message::machine::Conflict) -> Self {
         Self::Conflict(conflict.0)
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{entity::failed_message::Column, index::Index, row};
-use crate::failure::{FailedMessage, Reason, Status, Time};
+use crate::failed_message::{FailedMessage, Reason, Status, Time};
 
 /// Conditions that must all hold; what is empty is no condition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

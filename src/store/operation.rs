@@ -24,7 +24,7 @@ use super::{
     row, transaction,
     work::Work,
 };
-use crate::failure::Status;
+use crate::failed_message::Status;
 
 /// A bulk retry and how far it is.
 #[derive(Clone, Debug, PartialEq)]

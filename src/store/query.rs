@@ -15,7 +15,7 @@ use super::{
     index::along,
     row,
 };
-use crate::failure::{Attempt, ErrorDetail, FailedMessage, Status, Time};
+use crate::failed_message::{Attempt, ErrorDetail, FailedMessage, Status, Time};
 
 use failed_message::Column;
 

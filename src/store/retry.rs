@@ -15,7 +15,7 @@ use super::{
     row, transaction,
     work::Work,
 };
-use crate::failure::{FailedMessage, Outcome, Reason, State, Status, machine::By};
+use crate::failed_message::{FailedMessage, Outcome, Reason, State, Status, machine::By};
 
 /// A row that this replica may publish.
 #[derive(Clone, Debug)]

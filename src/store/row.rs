@@ -6,7 +6,7 @@ use sea_orm::{ActiveValue::Set, DbBackend, Unchanged, Value};
 use uuid::Uuid;
 
 use super::{Error, entity::failed_message, properties};
-use crate::failure::{
+use crate::failed_message::{
     ErrorDetail, FailedMessage, Resolution, State, Status, Time, fingerprint, machine::Lease,
 };
 

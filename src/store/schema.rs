@@ -4,7 +4,7 @@ use super::{OpenError, Options, Place, connection};
 use courtier_migrations as migrations;
 use sea_orm::Database;
 
-use crate::failure::Time;
+use crate::failed_message::Time;
 
 /// Which steps the schema has.
 #[derive(Clone, Debug, PartialEq, Eq)]

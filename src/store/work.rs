@@ -19,7 +19,7 @@ use super::{
     entity::{attempt, deletion, failed_message, group, retry_operation},
     row,
 };
-use crate::failure::{ErrorDetail, Outcome, State, Status, Time, fingerprint::Kind};
+use crate::failed_message::{ErrorDetail, Outcome, State, Status, Time, fingerprint::Kind};
 
 /// Rows that go into one statement: SQLite takes 32,766 values, PostgreSQL 65,535.
 pub(super) const CHUNK: usize = 500;
@@ -85,7 +85,7 @@ impl Work {
                 break (tx, now);
             }
             tx.rollback().await?;
-            clock.correct(pools).await?;
+            clock.correct(&pools.write).await?;
         };
         Ok(Self {
             tx,

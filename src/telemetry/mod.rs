@@ -11,7 +11,14 @@ use tracing_subscriber::{
 };
 
 use self::bounded::{BoundedFields, BoundedJson};
-use crate::config::Log;
+
+/// What is logged, and how.
+#[derive(Debug)]
+pub struct Options {
+    pub json: bool,
+    /// As in `RUST_LOG`.
+    pub filter: String,
+}
 
 /// The AMQP library logs returned messages with their payload at WARN; payloads are never logged.
 const NEVER: &str = "lapin::returned_messages=off";
@@ -24,7 +31,7 @@ pub fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
 }
 
 /// Starts logging. Errors when the filter cannot be read.
-pub fn start(log: &Log) -> Result<(), ParseError> {
+pub fn start(log: &Options) -> Result<(), ParseError> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter(&log.filter)?)
         // A log that nobody reads any more (`2>&1 | head`) must not end the gateway.

@@ -6,7 +6,7 @@
 use std::{fs, time::Duration};
 
 use courtier::{
-    failure::{Resolution, Status},
+    failed_message::{Resolution, Status},
     grpc::proto::{
         Delivery, ListFailedMessagesRequest, Message, Nack, Outcome, PublishRequest, Settle, Start,
         message::Payload, nack::Action, publisher_client::PublisherClient,

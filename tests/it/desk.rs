@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use courtier::{
-    failure::schedule::Schedule,
+    failed_message::schedule::Schedule,
     grpc::proto::{
         self, DeleteFailedMessageRequest, EditAndRetryFailedMessageRequest, FailedMessage,
         FailedMessageFilter, GetFailedMessageRequest, ListFailedMessagesRequest, Message,

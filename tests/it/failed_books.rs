@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use courtier::{
-    failure::{Attempt, FailedMessage, Resolution, Status},
+    failed_message::{Attempt, FailedMessage, Resolution, Status},
     grpc::proto::Outcome,
     store::{Filter, Store},
 };

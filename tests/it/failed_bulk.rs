@@ -8,7 +8,7 @@ use courtier::{
         memory::MemoryBroker,
         topology::{Queue, QueueKind, Topology},
     },
-    failure::{Death, Next},
+    failed_message::{Death, Next},
     grpc::proto::{
         DeleteFailedMessagesRequest, ErrorDetail, FailedMessage, FailedMessageFilter,
         GetFailedMessageStatsRequest, ListFailedMessageGroupsRequest, ListFailedMessagesRequest,

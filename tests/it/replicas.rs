@@ -9,7 +9,7 @@ use std::{
 };
 
 use courtier::{
-    failure::{FailedMessage, Status},
+    failed_message::{FailedMessage, Status},
     grpc::proto::{Delivery, Nack, Settle, nack::Action, subscribe_response::Response},
     store::{Error, Filter, Store},
 };

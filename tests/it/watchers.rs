@@ -17,7 +17,7 @@ use courtier::{
         topology::{Binding, Difference, Topology},
     },
     gateway::{
-        failed::{Background, FailedMessages, Watch},
+        failed_messages::{Background, FailedMessages, Watch},
         message_log::MessageLog,
     },
     grpc::proto::{GetQueueRequest, WatchQueueStatsRequest, queue_admin_client::QueueAdminClient},

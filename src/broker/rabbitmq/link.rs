@@ -14,7 +14,7 @@ use lapin::Connection;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{connect::Role, endpoint::Endpoint, supervise::supervise, wire::Notes};
+use super::{endpoint::Endpoint, wire::Notes};
 use crate::{broker::Error, metrics::Metrics};
 
 /// The connection of the moment.
@@ -99,10 +99,7 @@ pub(super) struct Connector {
 }
 
 impl Link {
-    pub(super) fn start(connector: &Connector, role: Role) -> Self {
-        let (sender, state) = watch::channel(State::Down);
-        let supervised = supervise(connector.clone(), role, sender);
-        connector.tasks.spawn(supervised);
+    pub(super) fn following(state: watch::Receiver<State>) -> Self {
         Self { state }
     }
 

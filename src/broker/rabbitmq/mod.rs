@@ -205,7 +205,7 @@ impl RabbitMq {
             stop: stop_links.clone(),
             metrics: metrics.clone(),
         };
-        let link = |role| Link::start(&connector, role);
+        let link = |role| supervise::start(&connector, role);
         let (publish, consume) = (link(Role::Publish), link(Role::Consume));
         let (admin, check) = (link(Role::Admin), link(Role::Check));
         let checks = Arc::new(Checks::new(check.clone(), publish.clone()));

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     connect::Role,
     link::{Connector, Link, Up},
+    supervise,
 };
 use crate::{broker::Error, metrics::Metrics};
 
@@ -81,7 +82,7 @@ impl Pool {
         let shared = match free {
             Some(index) => links[index].clone(),
             None if links.len() < LINKS_MAX => {
-                let link = Link::start(&self.connector, Role::Consume);
+                let link = supervise::start(&self.connector, Role::Consume);
                 let used = Arc::default();
                 let shared = Shared { link, used };
                 links.push(shared.clone());

@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     connect::{CLOSE_TIMEOUT, Connected, Cord, Role, connect},
     endpoint::Endpoint,
-    link::{Connector, Line, State, Up},
+    link::{Connector, Line, Link, State, Up},
     selfcheck::{self, Failures},
 };
 
@@ -24,7 +24,15 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often a connection that was replaced is looked at: whether somebody uses it still.
 const UNUSED_LOOK: Duration = Duration::from_millis(500);
 
-pub(super) async fn supervise(connector: Connector, role: Role, state: watch::Sender<State>) {
+/// Starts a link and whoever keeps it.
+pub(super) fn start(connector: &Connector, role: Role) -> Link {
+    let (sender, state) = watch::channel(State::Down);
+    let supervised = supervise(connector.clone(), role, sender);
+    connector.tasks.spawn(supervised);
+    Link::following(state)
+}
+
+async fn supervise(connector: Connector, role: Role, state: watch::Sender<State>) {
     let mut stood = false;
     let mut generation = 0;
     let mut failures = 0;

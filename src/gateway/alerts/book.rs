@@ -4,17 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Alert, Kind, rules::Finding};
-use crate::failure::Time;
-
-/// How something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    Wrong,
-    Right,
-    /// Neither clearly wrong nor clearly right, or not known: what was said stands.
-    Between,
-}
+use super::{
+    Alert, Kind,
+    rules::{Finding, State},
+};
+use crate::failed_message::Time;
 
 pub struct Book {
     hold: Duration,

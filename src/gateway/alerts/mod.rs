@@ -21,7 +21,7 @@ pub use self::observe::{Eyes, Observation};
 use self::{book::Book, webhook::Webhook};
 use crate::{
     broker::admin::QueueInfo,
-    failure::{Status, Time},
+    failed_message::{Status, Time},
     metrics::{ActiveAlert, Metrics, QueueSample},
     store::QueueCounts,
 };

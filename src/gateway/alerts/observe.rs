@@ -9,9 +9,9 @@ use crate::{
         Broker, Links,
         admin::{Management, Node, QueueInfo},
     },
-    failure::Time,
+    failed_message::Time,
     gateway::{
-        failed::{FailedMessages, Standing},
+        failed_messages::{FailedMessages, Standing},
         queue_admin::{Answer, QueueAdmin},
     },
     metrics::Metrics,

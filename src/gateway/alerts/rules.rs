@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Kind, Observation, Options, book::State};
+use super::{Kind, Observation, Options};
 use crate::{
     broker::{
         LinkState,
@@ -11,6 +11,15 @@ use crate::{
     },
     gateway::queue_admin::{is_stream, time_to_drain},
 };
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Wrong,
+    Right,
+    /// Neither clearly wrong nor clearly right, or not known: what was said stands.
+    Between,
+}
 
 /// How one thing is.
 #[derive(Debug)]

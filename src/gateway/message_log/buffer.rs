@@ -162,7 +162,7 @@ fn value_weight(value: &Value) -> usize {
 mod tests {
     use super::*;
     use crate::{
-        failure::Time,
+        failed_message::Time,
         store::{Entry, Settlement},
     };
 

@@ -14,12 +14,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::buffer::Buffer;
 pub use self::buffer::Room;
 use super::{
-    dead_letter,
+    failed_messages::dead_letter,
     page::{self, BadToken, Listed},
 };
 use crate::{
     broker::{Fate, InDoubt, NotSent, Publish, Refusal},
-    failure::{Death, FailedMessage, Time},
+    failed_message::{Death, FailedMessage, Time},
     message::{Message, header},
     store::{self, Collected, Entry, Event, Happened, LogFilter, Logged, Settlement, Store, What},
 };

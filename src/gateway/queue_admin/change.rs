@@ -1,11 +1,12 @@
 //! Changes. Each is in the log as an audit event, and so is each that was refused.
 
 use super::{
-    Error, QueueAdmin, bound_exchange,
+    Error, QueueAdmin,
+    audit::audited,
+    bound_exchange,
     deletion::Deleted,
     fetchable, own_exchange, own_queue,
     plan::{Action, Change, correct, refused},
-    to_the_end,
 };
 use crate::{
     broker::{
@@ -18,7 +19,7 @@ use crate::{
     },
     gateway::validate::Invalid,
     message::Table,
-    names, text,
+    names,
 };
 
 /// What a queue is for.
@@ -49,31 +50,6 @@ pub struct Created {
     pub created: bool,
     pub arguments: Table,
     pub changes: Vec<Change>,
-}
-
-/// Bytes of a target or an error in an audit line. A name that is refused may be of any length.
-const MAX_NOTED: usize = 1024;
-
-/// Carries a change out [`to_the_end`], and writes its line in the log, whatever became of it. The caller goes there as soon as
-/// callers have names.
-pub(super) async fn audited<T: Send + 'static>(
-    action: &'static str,
-    target: String,
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    let target = text::cut(&target, MAX_NOTED);
-    to_the_end(async move {
-        let done = work.await;
-        match &done {
-            Ok(_) => tracing::info!(target: "courtier::audit", action, target, "done"),
-            Err(error) => {
-                let error = text::cut(&error.to_string(), MAX_NOTED);
-                tracing::info!(target: "courtier::audit", action, target, %error, "not done");
-            }
-        }
-        done
-    })
-    .await
 }
 
 impl QueueAdmin {

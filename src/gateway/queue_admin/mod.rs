@@ -3,6 +3,7 @@
 //!
 //! What the broker cannot tell for want of the management API is told as far as the gateway itself knows ([`known`]).
 
+mod audit;
 mod change;
 mod deletion;
 mod figures;
@@ -26,7 +27,7 @@ pub use self::{
     peek::MAX_PEEKED,
 };
 use self::{known::Known, rates::Rates, samples::Samples};
-use super::{failed::FailedMessages, page::BadToken, validate::Invalid};
+use super::{failed_messages::FailedMessages, page::BadToken, validate::Invalid};
 use crate::{
     broker::{
         self, Broker, Entity, Fate,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Error, QueueAdmin, change::audited, fetchable, not_fetched, own_queue};
+use super::{Error, QueueAdmin, audit::audited, fetchable, not_fetched, own_queue};
 use crate::{
     broker::{Delivery, Fate, InDoubt, Lane, Publish, Tag, admin::Fetch},
     gateway::validate::Invalid,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Error, QueueAdmin, change::audited, figures::listed, note};
+use super::{Error, QueueAdmin, audit::audited, figures::listed, note};
 use crate::{
     broker::{
         self, Entity,

@@ -6,8 +6,8 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::{
-    failure::{self, Reason, Resolution},
-    gateway::failed::Full,
+    failed_message::{self, Reason, Resolution},
+    gateway::failed_messages::Full,
     grpc::{
         convert,
         fields::{read_time, some, write_time},
@@ -28,10 +28,10 @@ pub(super) fn read_filter(filter: Option<FailedMessageFilter>) -> Result<Filter,
     let statuses = filter.statuses().map(|status| {
         use proto::failed_message::Status;
         match status {
-            Status::Pending => Some(failure::Status::Pending),
-            Status::Retrying => Some(failure::Status::Retrying),
-            Status::Failed => Some(failure::Status::Failed),
-            Status::Resolved => Some(failure::Status::Resolved),
+            Status::Pending => Some(failed_message::Status::Pending),
+            Status::Retrying => Some(failed_message::Status::Retrying),
+            Status::Failed => Some(failed_message::Status::Failed),
+            Status::Resolved => Some(failed_message::Status::Resolved),
             Status::Unspecified => None,
         }
     });
@@ -79,7 +79,7 @@ pub(super) fn write_full(full: Full) -> proto::FailedMessage {
     }
 }
 
-pub(super) fn write_basic(row: failure::FailedMessage) -> proto::FailedMessage {
+pub(super) fn write_basic(row: failed_message::FailedMessage) -> proto::FailedMessage {
     use proto::failed_message as view;
     let message = proto::Message {
         payload: None,
@@ -87,10 +87,10 @@ pub(super) fn write_basic(row: failure::FailedMessage) -> proto::FailedMessage {
     };
     let state = row.state;
     let status = match state.status {
-        failure::Status::Pending => view::Status::Pending,
-        failure::Status::Retrying => view::Status::Retrying,
-        failure::Status::Failed => view::Status::Failed,
-        failure::Status::Resolved => view::Status::Resolved,
+        failed_message::Status::Pending => view::Status::Pending,
+        failed_message::Status::Retrying => view::Status::Retrying,
+        failed_message::Status::Failed => view::Status::Failed,
+        failed_message::Status::Resolved => view::Status::Resolved,
     };
     let resolution = match state.resolution {
         None => view::Resolution::Unspecified,
@@ -98,7 +98,7 @@ pub(super) fn write_basic(row: failure::FailedMessage) -> proto::FailedMessage {
         Some(Resolution::Assumed) => view::Resolution::Assumed,
         Some(Resolution::Manual) => view::Resolution::Manual,
     };
-    let pending = state.status == failure::Status::Pending;
+    let pending = state.status == failed_message::Status::Pending;
     proto::FailedMessage {
         id: row.id.to_string(),
         queue: row.queue,
@@ -140,14 +140,14 @@ fn write_reason(reason: Reason) -> proto::DeathReason {
     }
 }
 
-fn write_attempt(attempt: failure::Attempt) -> proto::Attempt {
+fn write_attempt(attempt: failed_message::Attempt) -> proto::Attempt {
     use proto::attempt::Outcome;
     let outcome = match attempt.outcome {
         None => Outcome::Unspecified,
-        Some(failure::Outcome::Died) => Outcome::Died,
-        Some(failure::Outcome::Acked) => Outcome::Acked,
-        Some(failure::Outcome::Assumed) => Outcome::Assumed,
-        Some(failure::Outcome::Discarded) => Outcome::Discarded,
+        Some(failed_message::Outcome::Died) => Outcome::Died,
+        Some(failed_message::Outcome::Acked) => Outcome::Acked,
+        Some(failed_message::Outcome::Assumed) => Outcome::Assumed,
+        Some(failed_message::Outcome::Discarded) => Outcome::Discarded,
     };
     proto::Attempt {
         number: attempt.number,

@@ -32,7 +32,7 @@ use crate::{
     error::Failure,
     gateway::{
         Gateway,
-        failed::{self, DEFAULT_RATE, MAX_RATE},
+        failed_messages::{self, DEFAULT_RATE, MAX_RATE},
     },
     store::{Filter, Operation, OperationState},
 };
@@ -49,7 +49,7 @@ impl Service {
         Self { gateway }
     }
 
-    fn failed(&self) -> &failed::FailedMessages {
+    fn failed(&self) -> &failed_messages::FailedMessages {
         &self.gateway.failed
     }
 }
@@ -144,7 +144,8 @@ impl FailedMessages for Service {
                 failed.begin_operation(&filter, rate, limit).await
             }
             (id, stop) => {
-                let id = Uuid::parse_str(id).map_err(|_| status(failed::Error::NoOperation))?;
+                let id =
+                    Uuid::parse_str(id).map_err(|_| status(failed_messages::Error::NoOperation))?;
                 if stop {
                     failed.stop_operation(id).await
                 } else {
@@ -318,7 +319,7 @@ impl FailedMessages for Service {
 
 /// Tells how far a bulk retry is, until it ends.
 async fn progress(
-    failed: failed::FailedMessages,
+    failed: failed_messages::FailedMessages,
     mut operation: Operation,
     sender: mpsc::Sender<Result<RetryFailedMessagesResponse, Status>>,
     stopping: CancellationToken,
@@ -354,16 +355,16 @@ async fn progress(
     }
 }
 
-fn status(error: failed::Error) -> Status {
+fn status(error: failed_messages::Error) -> Status {
     match error {
-        failed::Error::Invalid(invalid) => invalid_request(invalid),
+        failed_messages::Error::Invalid(invalid) => invalid_request(invalid),
         error => Failure::from(error).into(),
     }
 }
 
 /// What is no id names nothing.
 fn read_id(id: &str) -> Result<Uuid, Status> {
-    Uuid::parse_str(id).map_err(|_| status(failed::Error::NotFound))
+    Uuid::parse_str(id).map_err(|_| status(failed_messages::Error::NotFound))
 }
 
 fn check_all(filter: &Filter, all: bool) -> Result<(), Status> {

@@ -22,8 +22,7 @@ use super::{
     sequence::Sequence,
 };
 use crate::{
-    budget::intake::{LARGE, Reader},
-    error::Interrupted,
+    budget::intake::{Interrupted, LARGE, Reader},
     grpc::proto::PublishStreamRequest,
 };
 

@@ -6,11 +6,12 @@ use tonic::Status;
 
 use super::shape::{Most, Refused, Request, Shapes};
 use crate::{
-    error::{Failure, Interrupted},
+    budget::intake::Interrupted,
+    error::Failure,
     gateway::{
         Limits,
-        publish::{MAX_BATCH, Outcome},
-        subscribe::MAX_ACK_IDS,
+        publisher::{MAX_BATCH, Outcome},
+        subscriber::protocol::MAX_ACK_IDS,
         validate::Invalid,
     },
     grpc::status,

@@ -10,7 +10,7 @@ use sea_orm::{
 
 use super::size;
 use crate::{
-    failure::Time,
+    failed_message::Time,
     store::{
         Error, Store,
         entity::{message_log, message_log_event},

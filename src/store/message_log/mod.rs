@@ -17,7 +17,7 @@ pub use self::{
     forget::Forgotten,
     query::{Happened, LogFilter, Logged},
 };
-use crate::{failure::Time, message::Message};
+use crate::{failed_message::Time, message::Message};
 
 /// Something that happened to a message, to be written down.
 #[derive(Clone, Debug)]

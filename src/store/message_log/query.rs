@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EventKind, LogStatus};
 use crate::{
-    failure::Time,
+    failed_message::Time,
     message::Message,
     store::{
         Cursor, Error, Page, Store,

@@ -1,7 +1,7 @@
 //! Where a message stands, from what happened to it.
 
 use super::{Event, EventKind, LogStatus, Settlement, What};
-use crate::failure::Time;
+use crate::failed_message::Time;
 
 /// An event that says where the message stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

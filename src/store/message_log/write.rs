@@ -13,7 +13,7 @@ use super::{
     standing::{Milestone, Standing},
 };
 use crate::{
-    failure::Time,
+    failed_message::Time,
     store::{
         Error, Store,
         entity::{message_log, message_log_event},

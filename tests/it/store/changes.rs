@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use courtier::{
-    failure::{Status, Time},
+    failed_message::{Status, Time},
     store::{Change, Filter, Store},
 };
 use uuid::Uuid;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use courtier::{
-    failure::{Death, FailedMessage, Next, Status},
+    failed_message::{Death, FailedMessage, Next, Status},
     store::{Error, Filter, Sent},
 };
 

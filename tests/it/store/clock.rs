@@ -7,7 +7,7 @@ use std::{
 
 use chrono::{TimeDelta, Utc};
 use courtier::{
-    failure::{Status, schedule::Schedule},
+    failed_message::{Status, schedule::Schedule},
     store::{Clock, Reading, Sent, Store},
 };
 
@@ -51,7 +51,7 @@ impl Hands {
         self.0.lock().expect("whole").wall += by;
     }
 
-    fn wall(&self) -> courtier::failure::Time {
+    fn wall(&self) -> courtier::failed_message::Time {
         self.0.lock().expect("whole").wall
     }
 }
@@ -177,7 +177,8 @@ async fn what_is_planned_moves_by_the_second_and_keeps_its_microseconds() {
     hands.set(TimeDelta::milliseconds(7_200_400));
     assert!(!is_due(&store, "work").await);
     let after = store.failed_message(death.id).await.expect("the row");
-    let due = |row: &courtier::failure::FailedMessage| row.state.next_retry_at.expect("planned");
+    let due =
+        |row: &courtier::failed_message::FailedMessage| row.state.next_retry_at.expect("planned");
     assert_eq!(due(&after) - due(&before), HOURS);
     assert!(due(&after) > hands.wall());
     assert_eq!(after.failed_at, before.failed_at);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use courtier::{
-    failure::{Death, Next, Outcome, Reason, Resolution, Status},
+    failed_message::{Death, Next, Outcome, Reason, Resolution, Status},
     message::{Message, Table, Value},
     store::{Collected, Error, Filter, Sent},
 };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use courtier::{
-    failure::{Death, ErrorDetail, Next, Status},
+    failed_message::{Death, ErrorDetail, Next, Status},
     store::{Error, Filter, Sent, Store},
 };
 use uuid::Uuid;
@@ -90,7 +90,7 @@ struct Walk {
     random: fastrand::Rng,
     claimed: Vec<courtier::store::Claimed>,
     /// What the broker had, and may hand out at any time.
-    copies: Vec<courtier::failure::FailedMessage>,
+    copies: Vec<courtier::failed_message::FailedMessage>,
 }
 
 impl Walk {

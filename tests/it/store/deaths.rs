@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use courtier::{
-    failure::{Death, ErrorDetail, FailedMessage, Next, Reason, schedule::Schedule},
+    failed_message::{Death, ErrorDetail, FailedMessage, Next, Reason, schedule::Schedule},
     message::Message,
     store::{Ack, Claimed, Collected, Error, Store},
 };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use courtier::{
-    failure::{Attempt, FailedMessage, Outcome, Reason, Resolution, Status},
+    failed_message::{Attempt, FailedMessage, Outcome, Reason, Resolution, Status},
     store::{Ack, Error, Filter, Sent, Store},
 };
 use uuid::Uuid;
@@ -129,8 +129,8 @@ async fn a_retry_that_was_not_sent_gives_everything_back(own: &Own) {
 
     // One that a person wanted is FAILED again.
     let failed = death("parked");
-    let failed = courtier::failure::Death {
-        next: courtier::failure::Next::Park,
+    let failed = courtier::failed_message::Death {
+        next: courtier::failed_message::Next::Park,
         ..failed
     };
     collect(&store, &failed).await;

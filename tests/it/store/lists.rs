@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use courtier::{
-    failure::{Death, FailedMessage, Next, Reason, Status, Time},
+    failed_message::{Death, FailedMessage, Next, Reason, Status, Time},
     store::{Ack, Cursor, Error, Filter, Sent, Store},
 };
 use sea_orm::DbBackend;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use courtier::{
-    failure::Time,
+    failed_message::Time,
     message::{Message, Table, Value},
     store::{
         Cursor, Entry, Error, Event, EventKind, Happened, LogFilter, LogStatus, Logged, Settlement,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use courtier::{
-    failure::{Death, Status},
+    failed_message::{Death, Status},
     store::{Claimed, Error, Filter, Operation, OperationState, Sent, Step, Store},
 };
 use uuid::Uuid;
@@ -302,7 +302,7 @@ async fn only_pending_and_failed_rows_count(own: &Own) {
     store.resolve(rows[0], "done").await.expect("resolve");
     store.claim_one(rows[1], LEASE).await.expect("claim");
     let parked = Death {
-        next: courtier::failure::Next::Park,
+        next: courtier::failed_message::Next::Park,
         ..death("work")
     };
     collect(&store, &parked).await;

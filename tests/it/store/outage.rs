@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use courtier::{
-    failure::Death,
+    failed_message::Death,
     store::{Ack, Error, Filter, Store},
 };
 use tokio::time::timeout;

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::{
     broker::{Delivery, Tag},
     budget::deliveries::{Account, Charge},
-    gateway::subscribe::Parcel,
+    gateway::subscriber::protocol::Parcel,
 };
 
 /// May wait whatever the client's own limit of bytes is, so that small messages are ready when it settles something.

@@ -15,7 +15,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    failure::Time,
+    failed_message::Time,
     store::{Change, Error, Filter, Store},
 };
 

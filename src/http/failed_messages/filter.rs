@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::super::error::Error;
 use crate::{
-    failure::{Reason, Status, Time, is_known_to_databases},
+    failed_message::{Reason, Status, Time, is_known_to_databases},
     store::Filter,
 };
 

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Gateway;
 use crate::{
     broker::{
         Delivery, Fate, Publish,
         topology::{Queue, TEMPORARY, Topology, dead_letter_queue},
     },
-    failure::{ErrorDetail, MAX_ERROR_TEXT, Next},
+    failed_message::{ErrorDetail, MAX_ERROR_TEXT, Next},
+    gateway::Gateway,
     message::{Message, Value, header},
 };
 
@@ -25,7 +25,11 @@ pub struct NotStored(Fate);
 impl Gateway {
     /// Stores a copy of a delivery from `queue` in `<queue>.dlq`, and sees to it that it is collected from there. Makes that
     /// queue if it is missing; temporary queues share one.
-    pub(super) async fn dead_letter(&self, queue: String, copy: Message) -> Result<(), NotStored> {
+    pub(in crate::gateway) async fn dead_letter(
+        &self,
+        queue: String,
+        copy: Message,
+    ) -> Result<(), NotStored> {
         let collected = self.store_copy(&queue, copy).await?;
         // Not before: to consume a quorum queue that is just being made crashes RabbitMQ 3.10's channel, and ends the connection.
         self.failed.collectors.ensure(collected);

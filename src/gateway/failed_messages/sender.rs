@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use crate::{
     broker::{Broker, Fate, NotSent, Publish, Refusal, Witness},
-    failure::{FailedMessage, Time, schedule::Policy},
+    failed_message::{FailedMessage, Time, schedule::Policy},
     gateway::{
-        dead_letter,
+        failed_messages::dead_letter,
         message_log::{self, MessageLog},
         records,
     },

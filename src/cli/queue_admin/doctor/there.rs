@@ -6,8 +6,8 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{Finding, How, finding, ok};
 use crate::{
     cli::{
-        admin::word,
         client::{self, Server},
+        queue_admin::word,
     },
     grpc::proto::{
         Alert, GetBrokerStatusRequest, GetBrokerStatusResponse, ListAlertsRequest,

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::{
-    gateway::dead_letter,
+    gateway::failed_messages::dead_letter,
     message::Message,
     store::{Ack, Store},
 };

@@ -1,4 +1,4 @@
-//! Messages that consumers may have died of, in one session (how they are counted: [`poison`](crate::gateway::poison)). Of suspects
+//! Messages that consumers may have died of, in one session (how they are counted: [`poison`](crate::gateway::subscriber::poison)). Of suspects
 //! only so many are out at a time as their counts allow; the last one waits until all others are settled, and nothing else goes out until
 //! it is settled too. One that is poison is not given out any more, but moved to its dead-letter queue.
 //!
@@ -25,13 +25,15 @@ use tokio::time::Instant;
 use super::{Over, Phase, Session};
 use crate::{
     broker::{Delivery, Tag},
-    failure::Time,
+    failed_message::Time,
     gateway::{
-        dead_letter::{self, NotStored},
-        ledger::Settled,
+        failed_messages::dead_letter::{self, NotStored},
         message_log,
-        poison::{Failures, Key},
-        subscribe::{Event, Parcel},
+        subscriber::{
+            ledger::Settled,
+            poison::{Failures, Key},
+            protocol::{Event, Parcel},
+        },
     },
 };
 

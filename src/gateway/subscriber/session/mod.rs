@@ -23,15 +23,14 @@ use self::{
     quarantine::{Quarantine, Taken},
 };
 use super::{
-    Gateway,
-    dead_letter::NotStored,
+    Plan,
     ledger::{Ledger, Settled},
-    message_log,
-    subscribe::{End, Event, Given, Plan, Request},
+    protocol::{End, Event, Given, Request},
 };
 use crate::{
     broker::{Delivery, Ended, Subscription, Tag},
-    failure::Time,
+    failed_message::Time,
+    gateway::{Gateway, failed_messages::dead_letter::NotStored, message_log},
     timer::until,
 };
 

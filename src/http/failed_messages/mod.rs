@@ -20,7 +20,7 @@ use self::{filter::ListQuery, view::FailedMessage};
 use super::error::Error;
 use crate::{
     error::Failure,
-    gateway::{Gateway, failed, page},
+    gateway::{Gateway, failed_messages, page},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Gateway> {
@@ -138,5 +138,5 @@ async fn delete(
 /// What is no id names nothing.
 fn read_id(id: Result<Path<String>, PathRejection>) -> Result<Uuid, Error> {
     let id = id.ok().and_then(|Path(id)| Uuid::parse_str(&id).ok());
-    id.ok_or_else(|| Failure::from(failed::Error::NotFound).into())
+    id.ok_or_else(|| Failure::from(failed_messages::Error::NotFound).into())
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     ack_id::{AckId, Nonce},
     progress::{Number, Progress},
-    subscribe::Parcel,
+    protocol::{Parcel, SettleResult},
 };
 use crate::broker::{Delivery, Tag};
 
@@ -30,16 +30,6 @@ pub enum Settled {
     Automatic,
     /// Its deadline came: it went back to its queue.
     Lapsed,
-}
-
-/// What a client is told of a settle or an extension.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SettleResult {
-    Ok,
-    Stale,
-    Invalid,
-    AlreadySettled,
-    NotSettled,
 }
 
 /// What is to be done about a settle.

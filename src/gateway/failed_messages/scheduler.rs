@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::sender::Sender;
 use crate::{
-    failure::schedule::Policy,
+    failed_message::schedule::Policy,
     store::{Error, Reaped, Step},
 };
 
@@ -198,7 +198,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::failure::schedule::Schedule;
+    use crate::failed_message::schedule::Schedule;
 
     fn policy(rate: u32, poll: Duration) -> Policy {
         Policy {

@@ -6,12 +6,14 @@ use tokio::time::Instant;
 use super::{CopyDone, Over, Session};
 use crate::{
     broker::Tag,
-    failure::{Next, Time},
+    failed_message::{Next, Time},
     gateway::{
-        dead_letter,
-        ledger::{Claim, SettleResult, Settled},
+        failed_messages::dead_letter,
         message_log,
-        subscribe::{Action, End, Event, Nack, Request},
+        subscriber::{
+            ledger::{Claim, Settled},
+            protocol::{Action, End, Event, Nack, Request, SettleResult},
+        },
     },
 };
 

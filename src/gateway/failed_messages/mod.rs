@@ -3,6 +3,7 @@
 
 pub mod acks;
 mod collector;
+pub mod dead_letter;
 mod death;
 mod foreign;
 mod scheduler;
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     broker::{Broker, Fate, Witness},
-    failure::{Attempt, FailedMessage, Status, Time, schedule::Policy},
+    failed_message::{Attempt, FailedMessage, Status, Time, schedule::Policy},
     finish::finish,
     message::{Message, Value, header},
     metrics::Metrics,

@@ -6,8 +6,8 @@ use uuid::Uuid;
 use super::foreign;
 use crate::{
     broker::Delivery,
-    failure::{Death, ErrorDetail, Next, Reason},
-    gateway::dead_letter,
+    failed_message::{Death, ErrorDetail, Next, Reason},
+    gateway::failed_messages::dead_letter,
     message::{Message, Table, Value, header},
     names,
 };

@@ -11,8 +11,9 @@ use super::{
     validate::{self, Invalid},
 };
 use crate::{
-    broker::{Checked, Error, Fate, Lane, NotSent, Publish, Receipt, Target, Witness},
+    broker::{Checked, Entity, Error, Fate, Lane, NotSent, Publish, Receipt, Target, Witness},
     message::Message,
+    names,
     traces::Origin,
 };
 
@@ -81,6 +82,26 @@ struct Ids {
     named: bool,
 }
 
+/// Checks all of it, before anything is sent.
+fn check(outgoing: &Outgoing, max_payload_bytes: usize) -> Result<(), Invalid> {
+    let Outgoing {
+        exchange,
+        routing_key,
+        message,
+        ..
+    } = outgoing;
+    names::exchange(exchange)
+        .map_err(|refused| Invalid::name("exchange", Entity::Exchange, exchange, refused))?;
+    // On the default exchange the routing key names a queue.
+    let key = if exchange.is_empty() {
+        names::target(routing_key)
+    } else {
+        names::routing_key(routing_key)
+    };
+    key.map_err(|refused| Invalid::name("routing_key", Entity::Queue, routing_key, refused))?;
+    validate::message(message, max_payload_bytes)
+}
+
 impl Gateway {
     /// Publishes one message. Answers at the latest at `deadline`; a caller that goes away meanwhile drops nothing.
     pub async fn publish(&self, outgoing: Outgoing, deadline: Instant) -> Published {
@@ -102,7 +123,7 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<(Ids, Publish, Witness), Published> {
         let since = Instant::now();
-        if let Err(invalid) = validate::outgoing(&outgoing, self.limits.max_payload_bytes) {
+        if let Err(invalid) = check(&outgoing, self.limits.max_payload_bytes) {
             let refused = Published::refused(outgoing.message.message_id, invalid);
             self.note_refused(&refused.outcome, since);
             return Err(refused);

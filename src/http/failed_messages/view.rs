@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    failure::{self, Status},
-    gateway::failed::Full,
+    failed_message::{self, Status},
+    gateway::failed_messages::Full,
 };
 
 /// A message that died in a queue, and what became of it since.
@@ -100,8 +100,8 @@ struct Attempt {
     error_message: String,
 }
 
-impl From<failure::Attempt> for Attempt {
-    fn from(attempt: failure::Attempt) -> Self {
+impl From<failed_message::Attempt> for Attempt {
+    fn from(attempt: failed_message::Attempt) -> Self {
         Self {
             number: attempt.number,
             manual: attempt.manual,
@@ -170,7 +170,7 @@ impl FailedMessage {
     }
 
     /// Without payload and history.
-    pub(super) fn basic(row: failure::FailedMessage) -> Self {
+    pub(super) fn basic(row: failed_message::FailedMessage) -> Self {
         let (message, state) = (row.message, row.state);
         let pending = state.status == Status::Pending;
         Self {

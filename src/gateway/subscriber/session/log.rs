@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::{
     broker::{Delivery, Tag},
-    failure::Time,
+    failed_message::Time,
     gateway::{
-        Gateway, dead_letter,
-        ledger::Settled,
+        Gateway,
+        failed_messages::dead_letter,
         message_log::MessageLog,
-        subscribe::{Given, Plan},
+        subscriber::{Plan, ledger::Settled, protocol::Given},
     },
     metrics::{self, Action},
     store::Settlement,

@@ -19,7 +19,7 @@ use crate::{
         Broker, Delivery, Ended, Error as BrokerError, Subscribe, Subscription, Tag,
         topology::{DeadLetterSource, dead_letter_queue},
     },
-    failure::{Death, Next, schedule::Policy},
+    failed_message::{Death, Next, schedule::Policy},
     gateway::message_log::{self, MessageLog},
     metrics::Metrics,
     store::{Collected, Error, Store},

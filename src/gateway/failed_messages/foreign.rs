@@ -4,8 +4,8 @@
 use percent_encoding::percent_decode_str;
 
 use crate::{
-    failure::ErrorDetail,
-    gateway::dead_letter::cut,
+    failed_message::ErrorDetail,
+    gateway::failed_messages::dead_letter::cut,
     message::{Table, Value},
     names,
 };
@@ -86,7 +86,7 @@ fn text<'a>(headers: &'a Table, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::MAX_ERROR_TEXT;
+    use crate::failed_message::MAX_ERROR_TEXT;
 
     fn headers<const N: usize>(entries: [(&str, Value); N]) -> Table {
         entries.map(|(name, value)| (name.to_owned(), value)).into()
