@@ -17,6 +17,10 @@ use crate::{
 /// How long a copy may take to be confirmed.
 const COPY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What [`header::ACTION`] says; [`super::death`] reads it.
+const RETRY: &str = "retry";
+pub(super) const PARK: &str = "dead_letter";
+
 /// The copy is not confirmed; the original must stay.
 #[derive(Debug, thiserror::Error)]
 #[error("the dead-letter copy is not confirmed: {0:?}")]
@@ -98,6 +102,7 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
     copy.headers.remove("BCC");
     // Of a death before this one.
     copy.headers.remove(header::REASON);
+    copy.headers.remove(header::DELAY_MS);
     if let Some(id) = copy.headers.remove(header::PUBLISH_ID) {
         // A retry has it already, from the first publish.
         let original = copy.headers.entry(header::ORIGINAL_PUBLISH_ID.to_owned());
@@ -111,8 +116,8 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
     note(header::ERROR_MESSAGE, cut(&error.message));
     note(header::ERROR_STACK, cut(&error.stack));
     let action = match next {
-        Next::Retry(_) => "retry",
-        Next::Park => "dead_letter",
+        Next::Retry(_) => RETRY,
+        Next::Park => PARK,
     };
     note(header::ACTION, action.to_owned());
     if let Next::Retry(Some(delay)) = next {

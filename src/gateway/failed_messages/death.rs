@@ -119,7 +119,7 @@ fn told(headers: &Table) -> Account {
             stack: noted(header::ERROR_STACK).unwrap_or_default(),
         },
         next: match headers.get(header::ACTION).and_then(Value::as_str) {
-            Some("dead_letter") => Next::Park,
+            Some(dead_letter::PARK) => Next::Park,
             _ => Next::Retry(delay.map(std::time::Duration::from_millis)),
         },
     }
@@ -200,7 +200,71 @@ fn is_added(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// What a delivery may bring along of an earlier death, or of a native client that copies headers.
+    fn brought() -> impl Strategy<Value = Table> {
+        let names = prop::sample::select(vec![
+            header::ACTION,
+            header::ATTEMPT,
+            header::DELAY_MS,
+            header::ERROR_TYPE,
+            header::EXCHANGE,
+            header::FAILED_ID,
+            header::ORIGINAL_PUBLISH_ID,
+            header::PUBLISH_ID,
+            header::QUEUE,
+            header::REASON,
+            header::ROUTING_KEY,
+            X_DEATH,
+            "mine",
+        ]);
+        let value = prop_oneof![
+            "[a-z_]{0,12}".prop_map(Value::text),
+            Just(Value::text("q")),
+            Just(Value::text(dead_letter::PARK)),
+            any::<i64>().prop_map(Value::I64),
+        ];
+        prop::collection::btree_map(names.prop_map(str::to_owned), value, 0..8)
+            .prop_map(|table| table.into_iter().collect())
+    }
+
+    proptest! {
+        /// What is written on a copy is what is read from it, whatever the message brought along.
+        #[test]
+        fn what_a_copy_says_is_understood(
+            exchange in prop::sample::select(vec!["", "shop"]),
+            headers in brought(),
+            texts in prop::array::uniform3("[ -~é]{0,40}"),
+            park in any::<bool>(),
+            delay in prop::option::of(0..90_000_000_u64),
+        ) {
+            let refused = delivery(exchange, headers);
+            let next = if park { Next::Park } else { Next::Retry(delay.map(Duration::from_millis)) };
+            let [kind, message, stack] = texts;
+            let error = ErrorDetail { kind, message, stack };
+            let copy = Delivery {
+                exchange: String::new(),
+                routing_key: "q.dlq".to_owned(),
+                message: dead_letter::copy(&refused, "q", next, &error),
+                ..delivery("", Table::default())
+            };
+            let death = read(&copy, "q");
+            prop_assert_eq!(death.next, next);
+            prop_assert_eq!(death.reason, Reason::Rejected);
+            prop_assert_eq!(death.error, error);
+            prop_assert_eq!(death.queue, "q");
+            let origin = dead_letter::origin(&refused);
+            prop_assert_eq!(death.exchange, origin.exchange);
+            prop_assert_eq!(death.routing_key, origin.routing_key);
+            prop_assert_eq!(death.attempt, dead_letter::attempt(&refused.message));
+            prop_assert_eq!(death.message.headers, clean(&refused.message).headers);
+        }
+    }
 
     fn delivery(exchange: &str, headers: Table) -> Delivery {
         Delivery {
