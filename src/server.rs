@@ -271,9 +271,9 @@ pub async fn run(
     );
     let parts = Parts {
         broker: broker.clone(),
-        failed,
-        log: log.clone(),
-        queues,
+        failed_messages: failed,
+        message_log: log.clone(),
+        queue_admin: queues,
         alerts,
         metrics: metrics.clone(),
         traces: traces.clone(),
@@ -330,11 +330,11 @@ pub async fn run(
     health.stopping().await;
     stopping.cancel();
     ended.cancel();
-    gateway.tasks.close();
+    gateway.streams.tasks.close();
     watching.close();
     let _ = timeout(LAST_WORDS, watching.wait()).await;
     let _ = timeout(LAST_WORDS, background.stop()).await;
-    let settled = timeout(grace + LAST_WORDS, gateway.tasks.wait()).await;
+    let settled = timeout(grace + LAST_WORDS, gateway.streams.tasks.wait()).await;
     health.stopped().await;
     let closed = timeout(LAST_WORDS, &mut serving).await;
     serving.abort();

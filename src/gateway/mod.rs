@@ -1,4 +1,4 @@
-//! What the service does, one file a feature, whatever the protocol in front and the broker behind.
+//! What the gateway does, one room a service, whatever the protocol in front and the broker behind.
 
 pub mod alerts;
 pub mod exposition;
@@ -7,18 +7,16 @@ pub mod message_log;
 pub mod page;
 pub mod publisher;
 pub mod queue_admin;
-mod records;
 pub mod subscriber;
 pub mod validate;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Mutex, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    alerts::Alerts, failed_messages::FailedMessages, message_log::MessageLog,
-    queue_admin::QueueAdmin, subscriber::poison::PoisonCounts,
+    alerts::Alerts, failed_messages::FailedMessages, message_log::MessageLog, publisher::Publisher,
+    queue_admin::QueueAdmin, subscriber::Subscriber,
 };
 use crate::{
     broker::{Broker, topology::QueueDefaults},
@@ -52,7 +50,7 @@ pub struct Limits {
     /// How long settling goes on after the gateway was told to stop.
     pub shutdown_grace: Duration,
     /// How many consumers may die, or let the ack deadline pass, with the same message in their hands, before that message is moved
-    /// to its dead-letter queue (a few more, while it is in company: `poison.rs`); 0: any number.
+    /// to its dead-letter queue (a few more, while it is in company: [`subscriber`]); 0: any number.
     pub max_delivery_failures: u32,
     /// How long messages wait in queues that the gateway makes.
     pub queues: QueueDefaults,
@@ -70,77 +68,73 @@ impl Limits {
     }
 }
 
-/// The service, shared by all protocols.
+/// The services, one a `.proto`, shared by all protocols; and what those need who serve them.
 #[derive(Clone)]
 pub struct Gateway {
-    pub(crate) broker: Arc<dyn Broker>,
-    pub(crate) failed: FailedMessages,
-    pub(crate) log: MessageLog,
-    pub(crate) queues: QueueAdmin,
-    pub(crate) alerts: Alerts,
-    pub(crate) metrics: Metrics,
-    traces: Traces,
-    pub(crate) limits: Arc<Limits>,
-    pub(crate) memory: Memory,
-    /// Bytes of messages that may still come in.
-    admission: Arc<Semaphore>,
-    /// How many that is while there is none.
-    in_flight: usize,
-    subscriptions: Arc<Semaphore>,
-    poison: Arc<PoisonCounts>,
-    /// Held while a missing dead-letter queue is made.
-    making_queues: Arc<Mutex<()>>,
-    /// Cancelled when the gateway is told to stop: streams wind up.
-    pub(crate) stopping: CancellationToken,
-    /// Streams under way.
-    pub(crate) tasks: TaskTracker,
+    pub publisher: Publisher,
+    pub subscriber: Subscriber,
+    pub failed_messages: FailedMessages,
+    pub queue_admin: QueueAdmin,
+    pub message_log: MessageLog,
+    pub alerts: Alerts,
+    pub broker: Arc<dyn Broker>,
+    pub metrics: Metrics,
+    pub limits: Arc<Limits>,
+    pub memory: Memory,
+    pub streams: Streams,
+}
+
+/// Streams under way.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    pub tasks: TaskTracker,
+    /// Cancelled when the gateway is told to stop: streams wind up ([`Limits::shutdown_grace`]).
+    pub stopping: CancellationToken,
 }
 
 /// What a gateway is put together from.
 pub struct Parts {
     pub broker: Arc<dyn Broker>,
-    pub failed: FailedMessages,
-    pub log: MessageLog,
-    pub queues: QueueAdmin,
+    pub failed_messages: FailedMessages,
+    pub message_log: MessageLog,
+    pub queue_admin: QueueAdmin,
     pub alerts: Alerts,
     pub metrics: Metrics,
     pub traces: Traces,
 }
 
 impl Gateway {
-    /// A gateway of these parts. `stopping`: see [`Limits::shutdown_grace`].
+    /// A gateway of these parts. `stopping`: see [`Streams::stopping`].
     pub fn new(parts: Parts, limits: Limits, stopping: CancellationToken) -> Self {
+        let limits = Arc::new(limits);
+        let memory = Memory::new(limits.max_memory_bytes, limits.request_bytes());
+        let streams = Streams {
+            tasks: TaskTracker::new(),
+            stopping,
+        };
+        let publisher = Publisher::new(&parts, &limits, memory.publishes);
+        let subscriber = Subscriber::new(&parts, &limits, &memory, &streams);
         let Parts {
             broker,
-            failed,
-            log,
-            queues,
+            failed_messages,
+            message_log,
+            queue_admin,
             alerts,
             metrics,
-            traces,
+            traces: _,
         } = parts;
-        let memory = Memory::new(limits.max_memory_bytes, limits.request_bytes());
-        let in_flight = limits.max_in_flight_bytes.min(memory.publishes);
-        let admission = Semaphore::new(in_flight.min(Semaphore::MAX_PERMITS));
-        let subscriptions = Semaphore::new(limits.max_subscriptions.min(Semaphore::MAX_PERMITS));
-        let poison = PoisonCounts::new(limits.max_delivery_failures);
         Self {
-            broker,
-            failed,
-            log,
-            queues,
+            publisher,
+            subscriber,
+            failed_messages,
+            queue_admin,
+            message_log,
             alerts,
+            broker,
             metrics,
-            traces,
-            limits: Arc::new(limits),
+            limits,
             memory,
-            admission: Arc::new(admission),
-            in_flight,
-            subscriptions: Arc::new(subscriptions),
-            poison: Arc::new(poison),
-            making_queues: Arc::default(),
-            stopping,
-            tasks: TaskTracker::new(),
+            streams,
         }
     }
 
@@ -149,11 +143,10 @@ impl Gateway {
         let Memory {
             intake, deliveries, ..
         } = &self.memory;
-        let free = self.admission.available_permits();
-        let publishes = self.in_flight.saturating_sub(free);
+        let (publishes, most) = self.publisher.in_flight();
         [
             ("requests", intake.held(), intake.limit()),
-            ("publishes", publishes, self.in_flight),
+            ("publishes", publishes, most),
             ("deliveries", deliveries.held(), deliveries.limit()),
         ]
     }

@@ -16,17 +16,18 @@ use super::{
 };
 use crate::{
     error::Failure,
-    gateway::Gateway,
+    gateway::{Gateway, message_log},
     store::{EventKind, Happened, LogFilter, LogStatus, Logged},
 };
 
 pub(super) struct Service {
-    gateway: Gateway,
+    service: message_log::MessageLog,
 }
 
 impl Service {
-    pub(super) fn new(gateway: Gateway) -> Self {
-        Self { gateway }
+    pub(super) fn new(gateway: &Gateway) -> Self {
+        let service = gateway.message_log.clone();
+        Self { service }
     }
 }
 
@@ -39,8 +40,7 @@ impl MessageLog for Service {
         let request = request.into_inner();
         let filter = read_filter(request.filter.unwrap_or_default())?;
         let size = page_size(request.page_size)?;
-        let log = &self.gateway.log;
-        let listed = log.list(&filter, size, &request.page_token).await;
+        let listed = self.service.list(&filter, size, &request.page_token).await;
         let listed = listed.map_err(Failure::from)?;
         Ok(Response::new(ListMessagesResponse {
             messages: listed.rows.into_iter().map(write_brief).collect(),
@@ -53,7 +53,7 @@ impl MessageLog for Service {
         request: Request<GetMessageRequest>,
     ) -> Result<Response<GetMessageResponse>, Status> {
         let message_id = request.into_inner().message_id;
-        let got = self.gateway.log.get(&message_id).await;
+        let got = self.service.get(&message_id).await;
         let (logged, events) = got.map_err(Failure::from)?;
         Ok(Response::new(GetMessageResponse {
             entry: Some(write_full(logged)),

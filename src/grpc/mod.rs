@@ -50,19 +50,19 @@ pub fn routes(
 ) -> Result<Routes, tonic_reflection::server::Error> {
     // Messages come uncompressed and within the limits of their rpcs: see `incoming`. Tonic's own limit would only add one more.
     let request_bytes = usize::MAX;
-    let publisher = PublisherServer::new(publisher::Service::new(gateway.clone()))
+    let publisher = PublisherServer::new(publisher::Service::new(gateway))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
-    let subscriber = SubscriberServer::new(subscriber::Service::new(gateway.clone()))
+    let subscriber = SubscriberServer::new(subscriber::Service::new(gateway))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
-    let failed = FailedMessagesServer::new(failed_messages::Service::new(gateway.clone()))
+    let failed = FailedMessagesServer::new(failed_messages::Service::new(gateway))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
-    let log = MessageLogServer::new(message_log::Service::new(gateway.clone()))
+    let log = MessageLogServer::new(message_log::Service::new(gateway))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
-    let queues = QueueAdminServer::new(queue_admin::Service::new(gateway.clone()))
+    let queues = QueueAdminServer::new(queue_admin::Service::new(gateway))
         .max_decoding_message_size(request_bytes)
         .accept_compressed(CompressionEncoding::Gzip);
     let requests = Requests::new(gateway.metrics.clone());

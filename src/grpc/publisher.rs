@@ -1,8 +1,11 @@
 //! `courtier.v1.Publisher`.
 
+use std::sync::Arc;
+
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -20,8 +23,8 @@ use crate::{
     deadline::Deadline,
     error::Failure,
     gateway::{
-        Gateway,
-        publisher::{Outcome, Outgoing, Published, Publishes, check_batch},
+        Gateway, Limits, Streams,
+        publisher::{self, Outcome, Outgoing, Published, Publishes, check_batch},
         validate::Invalid,
     },
     timer::until,
@@ -34,17 +37,21 @@ const RESULTS: usize = 256;
 const RESPONSES: usize = 4;
 
 pub(super) struct Service {
-    gateway: Gateway,
+    service: publisher::Publisher,
+    streams: Streams,
 }
 
 impl Service {
-    pub(super) fn new(gateway: Gateway) -> Self {
-        Self { gateway }
+    pub(super) fn new(gateway: &Gateway) -> Self {
+        Self {
+            service: gateway.publisher.clone(),
+            streams: gateway.streams.clone(),
+        }
     }
 
     /// When a publish of this request is answered.
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
-        let own = Instant::now() + self.gateway.limits.publish_timeout;
+        let own = Instant::now() + self.service.limits.publish_timeout;
         match request.extensions().get::<Deadline>() {
             Some(callers) => callers.answer_by.min(own),
             None => own,
@@ -61,8 +68,8 @@ impl Publisher for Service {
         let deadline = self.deadline(&request);
         let origin = origin(&request);
         let published = match outgoing(Some(request.into_inner()), &origin) {
-            Ok(outgoing) => self.gateway.publish(outgoing, deadline).await,
-            Err(refused) => self.gateway.refuse(refused),
+            Ok(outgoing) => self.service.publish(outgoing, deadline).await,
+            Err(refused) => self.service.refuse(refused),
         };
         let publish_id = convert::publish_id(&published);
         match Failure::of_publish(published.outcome) {
@@ -85,7 +92,7 @@ impl Publisher for Service {
         check_batch(messages.len()).map_err(Failure::invalid_publish)?;
         let batch = messages.into_iter();
         let batch = batch.map(|message| outgoing(Some(message), &origin));
-        let fates = self.gateway.publish_batch(batch, deadline).await;
+        let fates = self.service.publish_batch(batch, deadline).await;
         let results = fates.into_iter().zip(0..);
         let results = results.map(|(published, sequence)| result(sequence, published));
         let results = results.collect();
@@ -103,22 +110,24 @@ impl Publisher for Service {
         let origin = origin(&request);
         let (responses, receiver) = mpsc::channel(RESPONSES);
         let run = PublishRun {
-            gateway: self.gateway.clone(),
-            publishes: self.gateway.publishes(),
+            limits: self.service.limits.clone(),
+            stopping: self.streams.stopping.clone(),
+            publishes: self.service.publishes(),
             deadline,
             origin,
             refusals: refusals.unwrap_or_default(),
             taken: 0,
             responses,
         };
-        self.gateway.tasks.spawn(run.serve(request.into_inner()));
+        self.streams.tasks.spawn(run.serve(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(receiver).boxed()))
     }
 }
 
 /// One `PublishStream`.
 struct PublishRun {
-    gateway: Gateway,
+    limits: Arc<Limits>,
+    stopping: CancellationToken,
     publishes: Publishes,
     deadline: Option<Deadline>,
     origin: Option<Origin>,
@@ -131,8 +140,8 @@ struct PublishRun {
 
 impl PublishRun {
     async fn serve(mut self, mut requests: Streaming<PublishStreamRequest>) {
-        let window = self.gateway.limits.publish_window;
-        let stopping = self.gateway.stopping.clone();
+        let window = self.limits.publish_window;
+        let stopping = self.stopping.clone();
         let end = self.deadline.map(|deadline| deadline.answer_by);
         let mut last = Ok(());
         let mut reading = true;
@@ -193,7 +202,7 @@ impl PublishRun {
     }
 
     async fn take(&mut self, request: PublishStreamRequest) -> Option<(u64, Published)> {
-        let own = Instant::now() + self.gateway.limits.publish_timeout;
+        let own = Instant::now() + self.limits.publish_timeout;
         let deadline = self
             .deadline
             .map_or(own, |callers| callers.answer_by.min(own));

@@ -38,7 +38,7 @@ use crate::{
         Gateway,
         failed_messages::dead_letter,
         subscriber::{
-            check_ack_deadline,
+            self, check_ack_deadline,
             protocol::{
                 self, Action, End, Event, Given, MAX_ACK_IDS, MAX_RETRY_DELAY, Nack, SettleResult,
                 Start,
@@ -54,12 +54,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 const ECHO_BYTES: usize = 256;
 
 pub(super) struct Service {
-    gateway: Gateway,
+    service: subscriber::Subscriber,
 }
 
 impl Service {
-    pub(super) fn new(gateway: Gateway) -> Self {
-        Self { gateway }
+    pub(super) fn new(gateway: &Gateway) -> Self {
+        let service = gateway.subscriber.clone();
+        Self { service }
     }
 }
 
@@ -80,7 +81,7 @@ impl Subscriber for Service {
         let patience = Instant::now() + START_TIMEOUT;
         let first = tokio::select! {
             first = timeout_at(patience, requests.next()) => first,
-            () = self.gateway.stopping.cancelled() => return Err(Failure::stopping().into()),
+            () = self.service.streams.stopping.cancelled() => return Err(Failure::stopping().into()),
         };
         let first = match first {
             Ok(Some(Ok(first))) => first.request,
@@ -103,7 +104,7 @@ impl Subscriber for Service {
             stream::poll_fn(move |_| Poll::Ready(hung_up().then_some(protocol::Request::Gone)));
         let requests = requests.chain(end).boxed();
         let end = deadline.map(|deadline| deadline.answer_by);
-        let events = self.gateway.subscribe(start, requests, end).await;
+        let events = self.service.subscribe(start, requests, end).await;
         let mut events = events.map_err(|refused| Status::from(Failure::of_refusal(refused)))?;
         // The transport encodes an event into a copy, and asks for the next one when it has sent that.
         let mut copied = None;

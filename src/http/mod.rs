@@ -38,11 +38,10 @@ pub fn routes(
     origins: &[String],
 ) -> Result<Router, BadOrigin> {
     let api = OpenApiRouter::new()
-        .merge(publish::routes(&gateway.limits))
-        .merge(publish_batch::routes(&gateway.limits))
-        .merge(failed_messages::routes())
-        .merge(queues::routes())
-        .with_state(gateway.clone());
+        .merge(publish::routes(&gateway.publisher))
+        .merge(publish_batch::routes(&gateway.publisher))
+        .merge(failed_messages::routes(&gateway.failed_messages))
+        .merge(queues::routes(&gateway.queue_admin));
     let (router, description) = openapi::described()
         .merge(probes::routes(service, gateway.broker.links(), database))
         .merge(api)

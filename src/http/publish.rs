@@ -24,8 +24,7 @@ use super::{body, deadline, envelope::Envelope, error::Error};
 use crate::{
     error::Failure,
     gateway::{
-        Gateway, Limits,
-        publisher::{Outgoing, Published},
+        publisher::{Outgoing, Published, Publisher},
         validate::{Invalid, MAX_HEADERS},
     },
     message::{Message, Table, Value},
@@ -34,10 +33,11 @@ use crate::{
 
 pub(super) const PATH: &str = "/api/messages/publish";
 
-pub(super) fn routes(limits: &Limits) -> OpenApiRouter<Gateway> {
+pub(super) fn routes(publisher: &Publisher) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(publish))
-        .layer(DefaultBodyLimit::max(limits.request_bytes()))
+        .layer(DefaultBodyLimit::max(publisher.limits.request_bytes()))
+        .with_state(publisher.clone())
 }
 
 /// One message and where it goes.
@@ -134,16 +134,16 @@ struct PublishResponse {
     (status = "default", body = Error, description = "Not confirmed; see `publish_outcome`."),
 ))]
 async fn publish(
-    State(gateway): State<Gateway>,
+    State(publisher): State<Publisher>,
     request: Request,
 ) -> Result<Json<PublishResponse>, Error> {
-    let deadline = deadline::of_publish(&request, &gateway.limits);
+    let deadline = deadline::of_publish(&request, &publisher.limits);
     let origin = Origin::of_call(request.headers());
-    let limit = gateway.limits.request_bytes();
+    let limit = publisher.limits.request_bytes();
     let body = body::of_publish(request, deadline, limit, Error::too_large).await?;
     let published = match read(&body, origin) {
-        Ok(outgoing) => gateway.publish(outgoing, deadline).await,
-        Err(invalid) => gateway.refuse(Published::refused(None, invalid)),
+        Ok(outgoing) => publisher.publish(outgoing, deadline).await,
+        Err(invalid) => publisher.refuse(Published::refused(None, invalid)),
     };
     match Failure::of_publish(published.outcome) {
         Some(failure) => Err(flat(failure).into()),

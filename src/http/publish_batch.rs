@@ -23,8 +23,7 @@ use super::{
 use crate::{
     error::Failure,
     gateway::{
-        Gateway, Limits,
-        publisher::{MAX_BATCH, Published, check_batch},
+        publisher::{MAX_BATCH, Published, Publisher, check_batch},
         validate::Invalid,
     },
     traces::Origin,
@@ -32,10 +31,11 @@ use crate::{
 
 pub(super) const PATH: &str = "/api/messages/publish/batch";
 
-pub(super) fn routes(limits: &Limits) -> OpenApiRouter<Gateway> {
+pub(super) fn routes(publisher: &Publisher) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(publish_batch))
-        .layer(DefaultBodyLimit::max(limits.batch_bytes()))
+        .layer(DefaultBodyLimit::max(publisher.limits.batch_bytes()))
+        .with_state(publisher.clone())
 }
 
 /// Messages, and where each goes.
@@ -129,19 +129,19 @@ impl From<Published> for PublishResult {
     (status = "default", body = Error, description = "`INVALID_REQUEST`, `BATCH_TOO_LARGE`, `DEADLINE_EXCEEDED`."),
 ))]
 async fn publish_batch(
-    State(gateway): State<Gateway>,
+    State(publisher): State<Publisher>,
     request: Request,
 ) -> Result<Json<PublishBatchResponse>, Error> {
-    let deadline = deadline::of_publish(&request, &gateway.limits);
+    let deadline = deadline::of_publish(&request, &publisher.limits);
     let origin = Origin::of_call(request.headers());
-    let limit = gateway.limits.batch_bytes();
+    let limit = publisher.limits.batch_bytes();
     let body = body::of_publish(request, deadline, limit, Error::batch_too_large).await?;
     let messages = messages(&body).map_err(Failure::invalid_publish)?;
     let batch = messages.into_iter().map(|message| {
         let message = publish::read(&message, origin.clone());
         message.map_err(|invalid| Published::refused(None, invalid))
     });
-    let fates = gateway.publish_batch(batch, deadline).await;
+    let fates = publisher.publish_batch(batch, deadline).await;
     Ok(Json(PublishBatchResponse {
         results: fates.into_iter().map(PublishResult::from).collect(),
     }))

@@ -14,17 +14,18 @@ use super::error::Error;
 use crate::{
     broker::admin::QueueInfo,
     error::Failure,
-    gateway::{Gateway, queue_admin},
+    gateway::queue_admin::{self, QueueAdmin},
 };
 
 /// Says why a list may be short: the list itself is bare.
 const NOTE: HeaderName = HeaderName::from_static("x-courtier-note");
 
-pub(super) fn routes() -> OpenApiRouter<Gateway> {
+pub(super) fn routes(service: &QueueAdmin) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(stats))
         .routes(routes!(purge))
+        .with_state(service.clone())
 }
 
 /// A queue and how it does. A figure that is not known is null, never 0.
@@ -101,8 +102,8 @@ impl From<QueueInfo> for Queue {
     (status = "default", body = Error, description = "`BROKER_DOWN`, `FORBIDDEN`; nobody tells what queues there are: \
         `MANAGEMENT_DOWN` (also when it refuses the gateway's user), `MANAGEMENT_OFF`."),
 ))]
-async fn list(State(gateway): State<Gateway>) -> Result<(HeaderMap, Json<Vec<Queue>>), Error> {
-    let answer = gateway.queues.all_queues().await;
+async fn list(State(service): State<QueueAdmin>) -> Result<(HeaderMap, Json<Vec<Queue>>), Error> {
+    let answer = service.all_queues().await;
     let answer = answer.and_then(queue_admin::Answer::told);
     let answer = answer.map_err(Failure::from)?;
     let mut queues: Vec<Queue> = answer.found.into_iter().map(Queue::from).collect();
@@ -148,10 +149,10 @@ struct QueueStats {
     (status = "default", body = Error, description = "`QUEUE_NOT_FOUND`, `QUEUE_LOCKED`, `BROKER_DOWN`, `FORBIDDEN`."),
 ))]
 async fn stats(
-    State(gateway): State<Gateway>,
+    State(service): State<QueueAdmin>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<QueueStats>, Error> {
-    let answer = gateway.queues.stats(&read_name(name)?).await;
+    let answer = service.stats(&read_name(name)?).await;
     let answer = answer.map_err(Failure::from)?;
     let queue_admin::QueueStats {
         queue,
@@ -183,12 +184,12 @@ struct PurgeQueueResponse {
     (status = "default", body = Error, description = "`QUEUE_NOT_FOUND`, `QUEUE_LOCKED`, `BROKER_DOWN`, `FORBIDDEN`."),
 ))]
 async fn purge(
-    State(gateway): State<Gateway>,
+    State(service): State<QueueAdmin>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<PurgeQueueResponse>, Error> {
     let name = read_name(name)?;
     // The path names it: that is the confirmation.
-    let purged = gateway.queues.purge_queue(&name, &name).await;
+    let purged = service.purge_queue(&name, &name).await;
     let purged_count = purged.map_err(Failure::from)?;
     Ok(Json(PurgeQueueResponse { name, purged_count }))
 }

@@ -1,96 +1,14 @@
-//! Moves a failed delivery to its queue's dead-letter queue: the copy is confirmed before the original is acked.
-
-use std::time::Duration;
-
-use tokio::time::Instant;
+//! What a refused delivery's copy in the dead-letter queue says of it. [`death`](super::death) reads that.
 
 use crate::{
-    broker::{
-        Delivery, Fate, Publish,
-        topology::{Queue, TEMPORARY, Topology, dead_letter_queue},
-    },
+    broker::Delivery,
     failed_message::{ErrorDetail, MAX_ERROR_TEXT, Next},
-    gateway::Gateway,
     message::{Message, Value, header},
 };
-
-/// How long a copy may take to be confirmed.
-const COPY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What [`header::ACTION`] says; [`super::death`] reads it.
 const RETRY: &str = "retry";
 pub(super) const PARK: &str = "dead_letter";
-
-/// The copy is not confirmed; the original must stay.
-#[derive(Debug, thiserror::Error)]
-#[error("the dead-letter copy is not confirmed: {0:?}")]
-pub struct NotStored(Fate);
-
-impl Gateway {
-    /// Stores a copy of a delivery from `queue` in `<queue>.dlq`, and sees to it that it is collected from there. Makes that
-    /// queue if it is missing; temporary queues share one.
-    pub(in crate::gateway) async fn dead_letter(
-        &self,
-        queue: String,
-        copy: Message,
-    ) -> Result<(), NotStored> {
-        let collected = self.store_copy(&queue, copy).await?;
-        // Not before: to consume a quorum queue that is just being made crashes RabbitMQ 3.10's channel, and ends the connection.
-        self.failed.collectors.ensure(collected);
-        Ok(())
-    }
-
-    /// Answers whose dead-letter queue has it.
-    async fn store_copy<'a>(&self, queue: &'a str, copy: Message) -> Result<&'a str, NotStored> {
-        let target = dead_letter_queue(queue);
-        match self.store(&target, copy.clone()).await {
-            Fate::Unroutable => {}
-            fate => return confirmed(fate).map(|()| queue),
-        }
-        let (queue, target) = match self.queues.is_temporary(queue).await {
-            true => (TEMPORARY, dead_letter_queue(TEMPORARY)),
-            false => (queue, target),
-        };
-        self.store_or_make(target, copy).await.map(|()| queue)
-    }
-
-    async fn store_or_make(&self, target: String, copy: Message) -> Result<(), NotStored> {
-        // One at a time: of two at once, RabbitMQ tells the second that a quorum queue exists before it takes messages.
-        let _making = self.making_queues.lock().await;
-        match self.store(&target, copy.clone()).await {
-            Fate::Unroutable => {}
-            fate => return confirmed(fate),
-        }
-        let missing = Topology {
-            queues: vec![Queue::dead_letters(
-                &target,
-                self.limits.queues.dead_letter_ttl,
-            )],
-            ..Topology::default()
-        };
-        match self.broker.declare(&missing).await {
-            Ok(_) => tracing::info!(queue = target, "made a missing dead-letter queue"),
-            Err(error) => {
-                tracing::warn!(queue = target, %error, "cannot make a missing dead-letter queue");
-                return Err(NotStored(Fate::Unroutable));
-            }
-        }
-        confirmed(self.store(&target, copy).await)
-    }
-
-    async fn store(&self, queue: &str, message: Message) -> Fate {
-        let publish = Publish::to_queue(queue, message, Instant::now() + COPY_TIMEOUT);
-        let lane = self.broker.lane();
-        self.broker.publish_and_wait(lane, publish, None).await
-    }
-}
-
-fn confirmed(fate: Fate) -> Result<(), NotStored> {
-    match fate {
-        Fate::Confirmed => Ok(()),
-        fate => Err(NotStored(fate)),
-    }
-}
 
 /// The copy: the message as it was, with what happened to it in headers of the gateway's own.
 pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -> Message {
@@ -205,6 +123,8 @@ pub fn failed_id(message: &Message) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-pub use self::collector::Source;
+pub use self::collector::{Collectors, Source};
 pub use self::watch::{News, Watch};
-use self::{acks::Acks, collector::Collectors, sender::Sender, watch::Watchers};
+use self::{acks::Acks, sender::Sender, watch::Watchers};
 use super::{
     message_log::{self, MessageLog},
     page::{self, BadToken, Listed},

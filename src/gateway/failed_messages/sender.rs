@@ -12,7 +12,7 @@ use crate::{
     gateway::{
         failed_messages::dead_letter,
         message_log::{self, MessageLog},
-        records,
+        publisher::records,
     },
     message::{Message, Value, header},
     metrics::Metrics,

@@ -1,34 +1,87 @@
 //! Subscribing: what is checked before a subscription opens. A [`session`] serves it; [`protocol`] has what client and gateway say.
 
 mod ack_id;
+mod dead_letters;
 mod ledger;
-pub(super) mod poison;
+mod poison;
 mod progress;
 pub mod protocol;
 mod session;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::Stream;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 
 use self::{
+    dead_letters::DeadLetters,
+    poison::PoisonCounts,
     protocol::{
         DEFAULT_ACK_DEADLINE, DEFAULT_OUTSTANDING, Event, MAX_ACK_DEADLINE, MAX_CLIENT_ID_BYTES,
         MAX_QUEUES, MIN_ACK_DEADLINE, Refused, Request, Start,
     },
     session::Session,
 };
-use super::{Gateway, validate::Invalid};
+use super::{
+    Limits, Parts, Streams, failed_messages::acks::Acks, message_log::MessageLog,
+    queue_admin::QueueAdmin, validate::Invalid,
+};
 use crate::{
-    broker::{self, Entity, StreamOffset},
+    broker::{self, Broker, Entity, StreamOffset},
+    budget::{Memory, deliveries::Deliveries},
+    metrics::Metrics,
     names,
+    traces::Traces,
 };
 
 /// How long opening a subscription may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Gateway {
+/// The service.
+#[derive(Clone)]
+pub struct Subscriber {
+    broker: Arc<dyn Broker>,
+    queues: QueueAdmin,
+    acks: Acks,
+    dead_letters: DeadLetters,
+    log: MessageLog,
+    metrics: Metrics,
+    traces: Traces,
+    limits: Arc<Limits>,
+    memory: Arc<Deliveries>,
+    poison: Arc<PoisonCounts>,
+    /// Places for subscriptions.
+    seats: Arc<Semaphore>,
+    pub streams: Streams,
+}
+
+impl Subscriber {
+    pub(super) fn new(
+        parts: &Parts,
+        limits: &Arc<Limits>,
+        memory: &Memory,
+        streams: &Streams,
+    ) -> Self {
+        let seats = limits.max_subscriptions.min(Semaphore::MAX_PERMITS);
+        Self {
+            broker: parts.broker.clone(),
+            queues: parts.queue_admin.clone(),
+            acks: parts.failed_messages.acks.clone(),
+            dead_letters: DeadLetters::new(parts, limits.queues.dead_letter_ttl),
+            log: parts.message_log.clone(),
+            metrics: parts.metrics.clone(),
+            traces: parts.traces.clone(),
+            limits: limits.clone(),
+            memory: memory.deliveries.clone(),
+            poison: Arc::new(PoisonCounts::new(limits.max_delivery_failures)),
+            seats: Arc::new(Semaphore::new(seats)),
+            streams: streams.clone(),
+        }
+    }
+
     /// Opens a subscription and serves it in a task of its own. `requests` ends when the client half-closes.
     /// When the receiver is dropped or a [`Request::Gone`] comes, the client is gone.
     pub async fn subscribe(
@@ -38,10 +91,10 @@ impl Gateway {
         stream_deadline: Option<Instant>,
     ) -> Result<mpsc::Receiver<Event>, Refused> {
         let plan = self.plan(start).map_err(Refused::Invalid)?;
-        if self.stopping.is_cancelled() {
+        if self.streams.stopping.is_cancelled() {
             return Err(Refused::Stopping);
         }
-        let Ok(seat) = self.subscriptions.clone().try_acquire_owned() else {
+        let Ok(seat) = self.seats.clone().try_acquire_owned() else {
             return Err(Refused::Broker(broker::Error::TooManySubscriptions));
         };
         let timeout = Instant::now() + OPEN_TIMEOUT;
@@ -62,9 +115,9 @@ impl Gateway {
 
         // With auto_ack a free place in the channel means that the transport took the event before: that is what is acked.
         let (events, receiver) = mpsc::channel(if plan.auto_ack { 1 } else { 16 });
-        let gateway = self.clone();
-        let session = Session::new(gateway, plan, subscription, events, stream_deadline, seat);
-        self.tasks.spawn(session.serve(requests));
+        let service = self.clone();
+        let session = Session::new(service, plan, subscription, events, stream_deadline, seat);
+        self.streams.tasks.spawn(session.serve(requests));
         Ok(receiver)
     }
 

@@ -2,7 +2,7 @@
 
 mod convert;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use tokio::sync::mpsc;
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     error::Failure,
     gateway::{
-        Gateway,
+        Gateway, Limits, Streams,
         failed_messages::{self, DEFAULT_RATE, MAX_RATE},
     },
     store::{Filter, Operation, OperationState},
@@ -41,16 +41,18 @@ use crate::{
 const PROGRESS: Duration = Duration::from_secs(1);
 
 pub(super) struct Service {
-    gateway: Gateway,
+    service: failed_messages::FailedMessages,
+    limits: Arc<Limits>,
+    streams: Streams,
 }
 
 impl Service {
-    pub(super) fn new(gateway: Gateway) -> Self {
-        Self { gateway }
-    }
-
-    fn failed(&self) -> &failed_messages::FailedMessages {
-        &self.gateway.failed
+    pub(super) fn new(gateway: &Gateway) -> Self {
+        Self {
+            service: gateway.failed_messages.clone(),
+            limits: gateway.limits.clone(),
+            streams: gateway.streams.clone(),
+        }
     }
 }
 
@@ -67,7 +69,7 @@ impl FailedMessages for Service {
         let token = &request.page_token;
         let (failed_messages, next_page_token, unreadable_ids) = if full {
             let listed = self
-                .failed()
+                .service
                 .list_full(&filter, size, token)
                 .await
                 .map_err(status)?;
@@ -75,7 +77,7 @@ impl FailedMessages for Service {
             (rows, listed.next, listed.unreadable)
         } else {
             let listed = self
-                .failed()
+                .service
                 .list(&filter, size, token)
                 .await
                 .map_err(status)?;
@@ -94,7 +96,7 @@ impl FailedMessages for Service {
         request: Request<GetFailedMessageRequest>,
     ) -> Result<Response<GetFailedMessageResponse>, Status> {
         let id = read_id(&request.into_inner().id)?;
-        let full = self.failed().get(id).await.map_err(status)?;
+        let full = self.service.get(id).await.map_err(status)?;
         Ok(Response::new(GetFailedMessageResponse {
             failed_message: Some(write_full(full)),
         }))
@@ -105,7 +107,7 @@ impl FailedMessages for Service {
         request: Request<RetryFailedMessageRequest>,
     ) -> Result<Response<RetryFailedMessageResponse>, Status> {
         let id = read_id(&request.into_inner().id)?;
-        let row = self.failed().retry(id).await.map_err(status)?;
+        let row = self.service.retry(id).await.map_err(status)?;
         Ok(Response::new(RetryFailedMessageResponse {
             failed_message: Some(write_basic(row)),
         }))
@@ -119,7 +121,7 @@ impl FailedMessages for Service {
         request: Request<RetryFailedMessagesRequest>,
     ) -> Result<Response<Self::RetryFailedMessagesStream>, Status> {
         let request = request.into_inner();
-        let failed = self.failed().clone();
+        let failed = self.service.clone();
         let operation = match (request.operation_id.as_str(), request.stop) {
             ("", true) => return Err(invalid("operation_id", "must be set to stop one")),
             ("", false) => {
@@ -155,8 +157,8 @@ impl FailedMessages for Service {
         }
         .map_err(status)?;
         let (sender, responses) = mpsc::channel(1);
-        let stopping = self.gateway.stopping.clone();
-        self.gateway
+        let stopping = self.streams.stopping.clone();
+        self.streams
             .tasks
             .spawn(progress(failed, operation, sender, stopping));
         Ok(Response::new(ReceiverStream::new(responses).boxed()))
@@ -172,9 +174,9 @@ impl FailedMessages for Service {
             return Err(invalid("message", "must be set"));
         };
         let message = super::convert::incoming(message).map_err(invalid_request)?;
-        let limit = self.gateway.limits.max_payload_bytes;
+        let limit = self.limits.max_payload_bytes;
         let replaced = self
-            .failed()
+            .service
             .edit_and_retry(id, message, limit)
             .await
             .map_err(status)?;
@@ -192,7 +194,7 @@ impl FailedMessages for Service {
         let request = request.into_inner();
         let id = read_id(&request.id)?;
         let row = self
-            .failed()
+            .service
             .resolve(id, &request.comment)
             .await
             .map_err(status)?;
@@ -206,7 +208,7 @@ impl FailedMessages for Service {
         request: Request<DeleteFailedMessageRequest>,
     ) -> Result<Response<DeleteFailedMessageResponse>, Status> {
         let id = read_id(&request.into_inner().id)?;
-        self.failed().delete(id).await.map_err(status)?;
+        self.service.delete(id).await.map_err(status)?;
         Ok(Response::new(DeleteFailedMessageResponse {}))
     }
 
@@ -217,7 +219,7 @@ impl FailedMessages for Service {
         let request = request.into_inner();
         let filter = read_filter(request.filter)?;
         check_all(&filter, request.all)?;
-        let failed = self.failed();
+        let failed = &self.service;
         let (matched, deleted, before) = if request.dry_run {
             let (matched, before) = failed.count_deletable(&filter).await.map_err(status)?;
             (matched, 0, before)
@@ -240,7 +242,7 @@ impl FailedMessages for Service {
         let size = page_size(request.page_size)?;
         let queue = some(request.queue);
         let listed = self
-            .failed()
+            .service
             .groups(queue.as_deref(), size, &request.page_token);
         let listed = listed.await.map_err(status)?;
         let groups = listed.rows.into_iter().map(|group| FailedMessageGroup {
@@ -267,11 +269,7 @@ impl FailedMessages for Service {
         request: Request<GetFailedMessageStatsRequest>,
     ) -> Result<Response<GetFailedMessageStatsResponse>, Status> {
         let queue = some(request.into_inner().queue);
-        let stats = self
-            .failed()
-            .stats(queue.as_deref())
-            .await
-            .map_err(status)?;
+        let stats = self.service.stats(queue.as_deref()).await.map_err(status)?;
         let queues = stats.queues.into_iter().map(|of| QueueStats {
             queue: of.queue,
             pending: of.counts.pending,
@@ -293,10 +291,10 @@ impl FailedMessages for Service {
         request: Request<WatchFailedMessagesRequest>,
     ) -> Result<Response<Self::WatchFailedMessagesStream>, Status> {
         let filter = read_filter(request.into_inner().filter)?;
-        let mut watch = self.failed().watch(filter).await.map_err(status)?;
+        let mut watch = self.service.watch(filter).await.map_err(status)?;
         let (sender, responses) = mpsc::channel(1);
-        let stopping = self.gateway.stopping.clone();
-        self.gateway.tasks.spawn(async move {
+        let stopping = self.streams.stopping.clone();
+        self.streams.tasks.spawn(async move {
             loop {
                 let changes = tokio::select! {
                     () = sender.closed() => return,

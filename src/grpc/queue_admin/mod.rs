@@ -3,6 +3,8 @@
 mod convert;
 mod watch;
 
+use std::sync::Arc;
+
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -30,11 +32,12 @@ use super::{
     status::{embedded, invalid},
 };
 use crate::{
-    broker::{admin::OnlyIf, topology::Exchange},
+    broker::{Broker, admin::OnlyIf, topology::Exchange},
     deadline::Deadline,
     error::Failure,
     gateway::{
-        Gateway,
+        Gateway, Streams,
+        alerts::Alerts,
         queue_admin::{self, Error, NewQueue},
     },
 };
@@ -43,16 +46,20 @@ use crate::{
 const DEFAULT_PEEKED: usize = 10;
 
 pub(super) struct Service {
-    gateway: Gateway,
+    service: queue_admin::QueueAdmin,
+    alerts: Alerts,
+    broker: Arc<dyn Broker>,
+    streams: Streams,
 }
 
 impl Service {
-    pub(super) fn new(gateway: Gateway) -> Self {
-        Self { gateway }
-    }
-
-    fn queues(&self) -> &queue_admin::QueueAdmin {
-        &self.gateway.queues
+    pub(super) fn new(gateway: &Gateway) -> Self {
+        Self {
+            service: gateway.queue_admin.clone(),
+            alerts: gateway.alerts.clone(),
+            broker: gateway.broker.clone(),
+            streams: gateway.streams.clone(),
+        }
     }
 }
 
@@ -69,7 +76,7 @@ impl QueueAdmin for Service {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let token = &request.page_token;
-        let listed = self.queues().queues(&request.name_contains, size, token);
+        let listed = self.service.queues(&request.name_contains, size, token);
         let answer = listed.await.map_err(status)?;
         Ok(Response::new(ListQueuesResponse {
             partial: answer.is_partial(),
@@ -84,7 +91,7 @@ impl QueueAdmin for Service {
         request: Request<GetQueueRequest>,
     ) -> Result<Response<GetQueueResponse>, Status> {
         let name = request.into_inner().name;
-        let answer = self.queues().queue(&name).await.map_err(status)?;
+        let answer = self.service.queue(&name).await.map_err(status)?;
         Ok(Response::new(GetQueueResponse {
             queue: Some(write_queue(answer.found)),
             note: answer.note,
@@ -96,7 +103,7 @@ impl QueueAdmin for Service {
         request: Request<GetQueueStatsRequest>,
     ) -> Result<Response<GetQueueStatsResponse>, Status> {
         let name = request.into_inner().name;
-        let answer = self.queues().stats(&name).await.map_err(status)?;
+        let answer = self.service.stats(&name).await.map_err(status)?;
         Ok(Response::new(GetQueueStatsResponse {
             stats: Some(write_stats(answer.found)),
             note: answer.note,
@@ -109,7 +116,7 @@ impl QueueAdmin for Service {
         &self,
         request: Request<WatchQueueStatsRequest>,
     ) -> Result<Response<Self::WatchQueueStatsStream>, Status> {
-        watch::queue_stats(&self.gateway, request.into_inner()).await
+        watch::queue_stats(&self.service, &self.streams, request.into_inner()).await
     }
 
     async fn create_queue(
@@ -125,7 +132,7 @@ impl QueueAdmin for Service {
             arguments: read_table(request.arguments),
         };
         let created = self
-            .queues()
+            .service
             .create_queue(wanted, request.validate_only)
             .await
             .map_err(status)?;
@@ -146,7 +153,7 @@ impl QueueAdmin for Service {
             empty: request.if_empty,
         };
         let deleted = self
-            .queues()
+            .service
             .delete_queue(&request.name, only, request.with_dead_letter_queue)
             .await;
         Ok(Response::new(write_deleted(deleted.map_err(status)?)))
@@ -158,7 +165,7 @@ impl QueueAdmin for Service {
     ) -> Result<Response<PurgeQueueResponse>, Status> {
         let request = request.into_inner();
         let purged = self
-            .queues()
+            .service
             .purge_queue(&request.name, &request.confirm_name);
         Ok(Response::new(PurgeQueueResponse {
             purged_count: purged.await.map_err(status)?,
@@ -175,7 +182,7 @@ impl QueueAdmin for Service {
             Ok(limit) => limit,
             Err(_) => return Err(invalid("limit", "must not be negative")),
         };
-        let peeked = self.queues().peek(&request.queue, limit).await;
+        let peeked = self.service.peek(&request.queue, limit).await;
         let messages = peeked.map_err(status)?.into_iter();
         let messages = messages.map(|delivery| PeekedMessage {
             message: Some(delivered(&delivery.message)),
@@ -197,7 +204,7 @@ impl QueueAdmin for Service {
         let request = request.into_inner();
         let limit = (request.limit > 0).then_some(request.limit);
         let moved = self
-            .queues()
+            .service
             .move_messages(&request.source, &request.destination, limit, deadline)
             .await
             .map_err(status)?;
@@ -214,7 +221,7 @@ impl QueueAdmin for Service {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let token = &request.page_token;
-        let listed = self.queues().exchanges(&request.name_contains, size, token);
+        let listed = self.service.exchanges(&request.name_contains, size, token);
         let answer = listed.await.map_err(status)?;
         Ok(Response::new(ListExchangesResponse {
             partial: answer.is_partial(),
@@ -234,7 +241,7 @@ impl QueueAdmin for Service {
             name: request.name,
             arguments: read_table(request.arguments),
         };
-        let created = self.queues().create_exchange(exchange).await;
+        let created = self.service.create_exchange(exchange).await;
         Ok(Response::new(CreateExchangeResponse {
             created: created.map_err(status)?,
         }))
@@ -246,7 +253,7 @@ impl QueueAdmin for Service {
     ) -> Result<Response<DeleteExchangeResponse>, Status> {
         let request = request.into_inner();
         let deleted = self
-            .queues()
+            .service
             .delete_exchange(&request.name, request.if_unused);
         deleted.await.map_err(status)?;
         Ok(Response::new(DeleteExchangeResponse {}))
@@ -260,7 +267,7 @@ impl QueueAdmin for Service {
         let size = page_size(request.page_size)?;
         let (exchange, queue) = (some(request.exchange), some(request.queue));
         let listed = self
-            .queues()
+            .service
             .bindings(
                 exchange.as_deref(),
                 queue.as_deref(),
@@ -280,7 +287,7 @@ impl QueueAdmin for Service {
         request: Request<CreateBindingRequest>,
     ) -> Result<Response<CreateBindingResponse>, Status> {
         let binding = read_binding(request.into_inner().binding)?;
-        self.queues().bind(binding).await.map_err(status)?;
+        self.service.bind(binding).await.map_err(status)?;
         Ok(Response::new(CreateBindingResponse {}))
     }
 
@@ -289,7 +296,7 @@ impl QueueAdmin for Service {
         request: Request<DeleteBindingRequest>,
     ) -> Result<Response<DeleteBindingResponse>, Status> {
         let binding = read_binding(request.into_inner().binding)?;
-        self.queues().unbind(binding).await.map_err(status)?;
+        self.service.unbind(binding).await.map_err(status)?;
         Ok(Response::new(DeleteBindingResponse {}))
     }
 
@@ -299,7 +306,7 @@ impl QueueAdmin for Service {
     ) -> Result<Response<ApplyTopologyResponse>, Status> {
         let request = request.into_inner();
         let file = read_topology(request.topology)?;
-        let plan = self.queues().apply(file, request.validate_only).await;
+        let plan = self.service.apply(file, request.validate_only).await;
         let plan = plan.map_err(status)?;
         Ok(Response::new(ApplyTopologyResponse {
             changes: plan.changes.into_iter().map(write_change).collect(),
@@ -311,7 +318,7 @@ impl QueueAdmin for Service {
         &self,
         _: Request<GetTopologyDriftRequest>,
     ) -> Result<Response<GetTopologyDriftResponse>, Status> {
-        let plan = self.queues().drift().await.map_err(status)?;
+        let plan = self.service.drift().await.map_err(status)?;
         Ok(Response::new(GetTopologyDriftResponse {
             changes: plan.changes.into_iter().map(write_change).collect(),
             note: plan.note,
@@ -322,8 +329,8 @@ impl QueueAdmin for Service {
         &self,
         _: Request<GetBrokerStatusRequest>,
     ) -> Result<Response<GetBrokerStatusResponse>, Status> {
-        let broker = &self.gateway.broker;
-        let (now, links) = (broker.admin().status().await, *broker.links().borrow());
+        let now = self.broker.admin().status().await;
+        let links = *self.broker.links().borrow();
         Ok(Response::new(write_status(now, links)))
     }
 
@@ -331,7 +338,7 @@ impl QueueAdmin for Service {
         &self,
         _: Request<ListAlertsRequest>,
     ) -> Result<Response<ListAlertsResponse>, Status> {
-        let alerts = self.gateway.alerts.list();
+        let alerts = self.alerts.list();
         Ok(Response::new(ListAlertsResponse {
             alerts: alerts.iter().map(write_alert).collect(),
         }))
@@ -343,6 +350,6 @@ impl QueueAdmin for Service {
         &self,
         _: Request<WatchAlertsRequest>,
     ) -> Result<Response<Self::WatchAlertsStream>, Status> {
-        Ok(watch::alerts(&self.gateway))
+        Ok(watch::alerts(&self.alerts, &self.streams))
     }
 }

@@ -18,7 +18,8 @@ use crate::{
     broker,
     error::Failure,
     gateway::{
-        Gateway,
+        Streams,
+        alerts::Alerts,
         queue_admin::{Error, QueueAdmin},
     },
     grpc::{
@@ -36,7 +37,8 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(60 * 60);
 const AT_A_TIME: usize = 16;
 
 pub async fn queue_stats(
-    gateway: &Gateway,
+    queues: &QueueAdmin,
+    streams: &Streams,
     request: WatchQueueStatsRequest,
 ) -> Result<Response<BoxStream<'static, Result<WatchQueueStatsResponse, Status>>>, Status> {
     if request.names.len() > MAX_NAMES {
@@ -50,12 +52,12 @@ pub async fn queue_stats(
     let mut names = request.names;
     names.sort_unstable();
     names.dedup();
-    let queues = gateway.queues.clone();
+    let queues = queues.clone();
     // A queue that is missing now is an error; one that goes later is left out.
     let mut next = look(&queues, &names, true).await.map_err(status)?;
     let (sender, responses) = mpsc::channel(1);
-    let stopping = gateway.stopping.clone();
-    gateway.tasks.spawn(async move {
+    let stopping = streams.stopping.clone();
+    streams.tasks.spawn(async move {
         loop {
             if sender.send(Ok(next)).await.is_err() {
                 return;
@@ -119,13 +121,14 @@ async fn look(
 }
 
 pub fn alerts(
-    gateway: &Gateway,
+    alerts: &Alerts,
+    streams: &Streams,
 ) -> Response<BoxStream<'static, Result<WatchAlertsResponse, Status>>> {
-    let (standing, mut changes) = gateway.alerts.watch();
-    let alerts = gateway.alerts.clone();
+    let (standing, mut changes) = alerts.watch();
+    let alerts = alerts.clone();
     let (sender, responses) = mpsc::channel(1);
-    let stopping = gateway.stopping.clone();
-    gateway.tasks.spawn(async move {
+    let stopping = streams.stopping.clone();
+    streams.tasks.spawn(async move {
         let mut next: Vec<_> = standing.iter().map(write_alert).collect();
         loop {
             let response = WatchAlertsResponse {

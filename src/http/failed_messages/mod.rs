@@ -20,14 +20,18 @@ use self::{filter::ListQuery, view::FailedMessage};
 use super::error::Error;
 use crate::{
     error::Failure,
-    gateway::{Gateway, failed_messages, page},
+    gateway::{
+        failed_messages::{self, FailedMessages},
+        page,
+    },
 };
 
-pub(super) fn routes() -> OpenApiRouter<Gateway> {
+pub(super) fn routes(service: &FailedMessages) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(get, delete))
         .routes(routes!(retry))
+        .with_state(service.clone())
 }
 
 /// A page of failed messages.
@@ -49,7 +53,7 @@ struct ListFailedMessagesResponse {
     (status = "default", body = Error, description = "`INVALID_REQUEST`, `INVALID_PAGE_TOKEN`, `DATABASE_DOWN`."),
 ))]
 async fn list(
-    State(gateway): State<Gateway>,
+    State(service): State<FailedMessages>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<ListFailedMessagesResponse>, Error> {
     let Query(query) = query.map_err(|rejection| Error::invalid("query", rejection.body_text()))?;
@@ -57,7 +61,7 @@ async fn list(
         .ok_or_else(|| Error::invalid("page_size", "must not be negative"))?;
     let token = query.page_token.clone();
     let filter = query.filter()?;
-    let listed = gateway.failed.list_full(&filter, size, &token).await;
+    let listed = service.list_full(&filter, size, &token).await;
     let listed = listed.map_err(Failure::from)?;
     Ok(Json(ListFailedMessagesResponse {
         failed_messages: listed.rows.into_iter().map(FailedMessage::full).collect(),
@@ -79,10 +83,10 @@ struct GetFailedMessageResponse {
     (status = "default", body = Error, description = "`FAILED_MESSAGE_NOT_FOUND`, `DATABASE_DOWN`."),
 ))]
 async fn get(
-    State(gateway): State<Gateway>,
+    State(service): State<FailedMessages>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<GetFailedMessageResponse>, Error> {
-    let full = gateway.failed.get(read_id(id)?).await;
+    let full = service.get(read_id(id)?).await;
     let failed_message = FailedMessage::full(full.map_err(Failure::from)?);
     Ok(Json(GetFailedMessageResponse { failed_message }))
 }
@@ -104,10 +108,10 @@ struct RetryFailedMessageResponse {
         `resolved`), `RETURNED` (the queue is gone), `QUEUE_FULL`, `BROKER_DOWN`, `DATABASE_DOWN`, …"),
 ))]
 async fn retry(
-    State(gateway): State<Gateway>,
+    State(service): State<FailedMessages>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<RetryFailedMessageResponse>, Error> {
-    let row = gateway.failed.retry(read_id(id)?).await;
+    let row = service.retry(read_id(id)?).await;
     let failed_message = FailedMessage::basic(row.map_err(Failure::from)?);
     Ok(Json(RetryFailedMessageResponse { failed_message }))
 }
@@ -127,11 +131,11 @@ struct DeleteFailedMessageResponse {
         `DATABASE_DOWN`."),
 ))]
 async fn delete(
-    State(gateway): State<Gateway>,
+    State(service): State<FailedMessages>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<DeleteFailedMessageResponse>, Error> {
     let id = read_id(id)?;
-    gateway.failed.delete(id).await.map_err(Failure::from)?;
+    service.delete(id).await.map_err(Failure::from)?;
     Ok(Json(DeleteFailedMessageResponse { id, deleted: true }))
 }
 

@@ -6,10 +6,9 @@ use crate::{
     broker::{Delivery, Tag},
     failed_message::Time,
     gateway::{
-        Gateway,
         failed_messages::dead_letter,
         message_log::MessageLog,
-        subscriber::{Plan, ledger::Settled, protocol::Given},
+        subscriber::{Plan, Subscriber, ledger::Settled, protocol::Given},
     },
     metrics::{self, Action},
     store::Settlement,
@@ -34,17 +33,17 @@ struct Queue {
 
 impl SessionLog {
     /// The queues of `plan` exist.
-    pub(super) fn new(gateway: &Gateway, plan: &Plan) -> Self {
+    pub(super) fn new(service: &Subscriber, plan: &Plan) -> Self {
         let queue = |name: &String| Queue {
             name: name.as_str().into(),
-            figures: gateway.metrics.queue(name),
+            figures: service.metrics.queue(name),
         };
         Self {
-            log: gateway.log.clone(),
+            log: service.log.clone(),
             client: plan.client_id.as_str().into(),
             queues: plan.queues.iter().map(queue).collect(),
-            stream: gateway.metrics.stream(plan.max_outstanding),
-            traces: gateway.traces.clone(),
+            stream: service.metrics.stream(plan.max_outstanding),
+            traces: service.traces.clone(),
         }
     }
 

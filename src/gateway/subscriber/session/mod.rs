@@ -23,14 +23,15 @@ use self::{
     quarantine::{Quarantine, Taken},
 };
 use super::{
-    Plan,
+    Plan, Subscriber,
+    dead_letters::NotStored,
     ledger::{Ledger, Settled},
     protocol::{End, Event, Given, Request},
 };
 use crate::{
     broker::{Delivery, Ended, Subscription, Tag},
     failed_message::Time,
-    gateway::{Gateway, failed_messages::dead_letter::NotStored, message_log},
+    gateway::message_log,
     timer::until,
 };
 
@@ -66,7 +67,7 @@ struct CopyDone {
 }
 
 pub(super) struct Session {
-    gateway: Gateway,
+    service: Subscriber,
     plan: Plan,
     subscription: Box<dyn Subscription>,
     ledger: Ledger,
@@ -100,19 +101,19 @@ pub(super) enum Over {
 impl Session {
     /// A session whose first word is that it stands. `seat` is its place among all subscriptions.
     pub(super) fn new(
-        gateway: Gateway,
+        service: Subscriber,
         plan: Plan,
         subscription: Box<dyn Subscription>,
         events: mpsc::Sender<Event>,
         stream_deadline: Option<Instant>,
         seat: OwnedSemaphorePermit,
     ) -> Self {
-        let log = SessionLog::new(&gateway, &plan);
-        let account = gateway.memory.deliveries.account();
+        let log = SessionLog::new(&service, &plan);
+        let account = service.memory.account();
         let backlog = Backlog::new(account, plan.queues.len(), plan.max_bytes);
         Self {
             backlog,
-            gateway,
+            service,
             subscription,
             ledger: Ledger::new(plan.deadline()),
             outbox: VecDeque::from([Event::Started {
@@ -166,7 +167,7 @@ impl Session {
     }
 
     async fn run(&mut self, requests: &mut (impl Stream<Item = Request> + Send + Unpin)) -> Over {
-        let stopping = self.gateway.stopping.clone();
+        let stopping = self.service.streams.stopping.clone();
         let mut listening = true;
         loop {
             self.give_out();
@@ -483,7 +484,7 @@ impl Session {
     }
 
     async fn drain(&mut self) {
-        let grace = self.gateway.limits.shutdown_grace;
+        let grace = self.service.limits.shutdown_grace;
         self.stop_taking().await;
         self.phase = Phase::Draining(Instant::now() + grace);
         if !self.last_word {

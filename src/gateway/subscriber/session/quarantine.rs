@@ -27,9 +27,10 @@ use crate::{
     broker::{Delivery, Tag},
     failed_message::Time,
     gateway::{
-        failed_messages::dead_letter::{self, NotStored},
+        failed_messages::dead_letter,
         message_log,
         subscriber::{
+            dead_letters::NotStored,
             ledger::Settled,
             poison::{Failures, Key},
             protocol::{Event, Parcel},
@@ -90,7 +91,7 @@ pub(super) struct Quarantine {
 impl Session {
     /// Looks how a delivery fared before. `None`: it is not to be given out, and is being moved.
     pub(super) fn examine(&mut self, delivery: Parcel) -> Option<Taken> {
-        let counts = &self.gateway.poison;
+        let counts = &self.service.poison;
         let found = counts.find(self.queue_of(&delivery), &delivery);
         match found {
             Some((key, failures)) if counts.is_poison(failures) => {
@@ -124,8 +125,8 @@ impl Session {
             "its consumers die of it: moved to the dead-letter queue"
         );
         let copy = dead_letter::poisoned(delivery, &queue, failures.count());
-        let (gateway, tag) = (self.gateway.clone(), delivery.tag);
-        let moved = async move { (tag, key, gateway.dead_letter(queue, copy).await) };
+        let (letters, tag) = (self.service.dead_letters.clone(), delivery.tag);
+        let moved = async move { (tag, key, letters.add(queue, copy).await) };
         self.quarantine.moving.push(moved.boxed());
     }
 
@@ -134,7 +135,7 @@ impl Session {
             Ok(()) => {
                 let acked = self.subscription.ack(&[tag]).await;
                 acked.map_err(|ended| self.over(ended))?;
-                self.gateway.poison.clear(key);
+                self.service.poison.clear(key);
             }
             Err(error) => {
                 tracing::warn!(%error, "a message whose consumers die with it stays in its queue");
@@ -217,7 +218,7 @@ impl Session {
             && let Some(delivery) = self.ledger.delivery(tag)
             && let Some(queue) = self.plan.queues.get(delivery.queue)
         {
-            let acks = &self.gateway.failed.acks;
+            let acks = &self.service.acks;
             acks.note(queue, &delivery.message, how == Settled::Discard);
         }
         self.ledger.settle(tag, how);
@@ -225,7 +226,7 @@ impl Session {
         self.quarantine.lapsed_alone = None;
         self.quarantine.lapsed_together = false;
         if let Some(failed) = self.quarantine.out.remove(&tag) {
-            self.gateway.poison.clear(failed.key);
+            self.service.poison.clear(failed.key);
         }
     }
 
@@ -242,7 +243,7 @@ impl Session {
 
     fn count_lapses(&mut self, overdue: &[Tag]) {
         let waiting = self.held.as_ref().is_some_and(|held| self.must_wait(held));
-        let counts = &self.gateway.poison;
+        let counts = &self.service.poison;
         let (overtaken, mut others): (Vec<_>, Vec<_>) = self
             .with_keys(overdue.iter().copied())
             .into_iter()
@@ -267,7 +268,7 @@ impl Session {
     pub(super) fn timed_out(&self) {
         let oldest = self.ledger.unsettled().min();
         for (_, key) in self.with_keys(oldest) {
-            self.gateway.poison.record_timeout(key);
+            self.service.poison.record_timeout(key);
         }
     }
 
@@ -280,15 +281,15 @@ impl Session {
         let held = self.with_keys(self.ledger.unsettled());
         match *held {
             [(tag, key)] if self.ledger.alone() == Some(tag) => {
-                self.gateway.poison.record_certain(key);
+                self.service.poison.record_certain(key);
             }
-            _ => self.gateway.poison.record_company(&keys(&held)),
+            _ => self.service.poison.record_company(&keys(&held)),
         }
     }
 
     /// Those of `tags` that the client has, as far as the gateway can tell, with their keys.
     fn with_keys(&self, tags: impl IntoIterator<Item = Tag>) -> Vec<(Tag, Key)> {
-        let counts = &self.gateway.poison;
+        let counts = &self.service.poison;
         if !counts.is_on() {
             return Vec::new();
         }

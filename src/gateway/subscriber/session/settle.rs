@@ -165,10 +165,10 @@ impl Session {
         let index = delivery.queue;
         let queue = self.plan.queues.get(index)?.clone();
         let copy = dead_letter::copy(delivery, &queue, next, &nack.error);
-        let gateway = self.gateway.clone();
+        let letters = self.service.dead_letters.clone();
         self.copies.push(
             async move {
-                let stored = gateway.dead_letter(queue, copy).await;
+                let stored = letters.add(queue, copy).await;
                 CopyDone {
                     tag,
                     how,

@@ -5,17 +5,14 @@ use tokio::time::Instant;
 use tracing::Level;
 use uuid::Uuid;
 
-use super::{
-    Gateway,
-    publisher::{Outcome, Outgoing},
-};
+use super::{Outcome, Outgoing, Publisher};
 use crate::{
     broker::{Fate, Publish, Witness},
     metrics,
     traces::{self, Origin, Place, Span, Step},
 };
 
-impl Gateway {
+impl Publisher {
     /// Begins the trace of a publish, and lets the message carry on what its next steps follow: this publish if it is told anywhere,
     /// else the caller's own step. What the client put into the message itself stays, unless the call brings a context.
     pub(super) fn trace(&self, outgoing: &mut Outgoing) -> Option<Span> {
@@ -123,7 +120,7 @@ impl Line {
 }
 
 /// The broker has answered, or will not.
-pub(super) fn end(mut span: Span, fate: Fate) {
+pub(in crate::gateway) fn end(mut span: Span, fate: Fate) {
     let outcome = <&str>::from(metrics::Outcome::from(fate));
     match fate {
         Fate::Confirmed => span.event("confirm"),

@@ -1,20 +1,28 @@
 //! Publishing: check, admit, hand over, and say what became of it.
 
+pub(super) mod records;
+
+use std::sync::Arc;
+
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::{Instant, timeout_at},
 };
 use uuid::Uuid;
 
 use super::{
-    Gateway,
+    Limits, Parts,
+    message_log::MessageLog,
     validate::{self, Invalid},
 };
 use crate::{
-    broker::{Checked, Entity, Error, Fate, Lane, NotSent, Publish, Receipt, Target, Witness},
+    broker::{
+        Broker, Checked, Entity, Error, Fate, Lane, NotSent, Publish, Receipt, Target, Witness,
+    },
     message::Message,
+    metrics::Metrics,
     names,
-    traces::Origin,
+    traces::{Origin, Traces},
 };
 
 /// What a publish takes of memory besides its payload.
@@ -102,7 +110,45 @@ fn check(outgoing: &Outgoing, max_payload_bytes: usize) -> Result<(), Invalid> {
     validate::message(message, max_payload_bytes)
 }
 
-impl Gateway {
+/// The service.
+#[derive(Clone)]
+pub struct Publisher {
+    broker: Arc<dyn Broker>,
+    pub limits: Arc<Limits>,
+    log: MessageLog,
+    metrics: Metrics,
+    traces: Traces,
+    /// Bytes of messages that may still come in.
+    admission: Arc<Semaphore>,
+    /// How many that is while there is none.
+    most_in_flight: usize,
+}
+
+impl Publisher {
+    /// `share`: memory for messages that wait for their outcome.
+    pub(super) fn new(parts: &Parts, limits: &Arc<Limits>, share: usize) -> Self {
+        let most_in_flight = limits.max_in_flight_bytes.min(share);
+        let admission = Semaphore::new(most_in_flight.min(Semaphore::MAX_PERMITS));
+        Self {
+            broker: parts.broker.clone(),
+            limits: limits.clone(),
+            log: parts.message_log.clone(),
+            metrics: parts.metrics.clone(),
+            traces: parts.traces.clone(),
+            admission: Arc::new(admission),
+            most_in_flight,
+        }
+    }
+
+    /// Bytes of messages that wait for their outcome, and how many there may be.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        let free = self.admission.available_permits();
+        (
+            self.most_in_flight.saturating_sub(free),
+            self.most_in_flight,
+        )
+    }
+
     /// Publishes one message. Answers at the latest at `deadline`; a caller that goes away meanwhile drops nothing.
     pub async fn publish(&self, outgoing: Outgoing, deadline: Instant) -> Published {
         match self.prepare(outgoing, deadline).await {
@@ -235,7 +281,7 @@ impl Gateway {
     pub fn publishes(&self) -> Publishes {
         let (answers, inbox) = mpsc::unbounded_channel();
         Publishes {
-            gateway: self.clone(),
+            publisher: self.clone(),
             lane: self.broker.lane(),
             pending: slab::Slab::new(),
             answers,
@@ -267,7 +313,7 @@ impl Published {
 
 /// The publishes of one stream or batch: stored in the order of [`submit`](Self::submit), answered in any.
 pub struct Publishes {
-    gateway: Gateway,
+    publisher: Publisher,
     lane: Lane,
     /// What is unanswered; the key goes with the receipt.
     pending: slab::Slab<(u64, Ids)>,
@@ -276,9 +322,9 @@ pub struct Publishes {
 }
 
 impl Publishes {
-    /// See [`Gateway::refuse`].
+    /// See [`Publisher::refuse`].
     pub fn refuse(&self, refused: Published) -> Published {
-        self.gateway.refuse(refused)
+        self.publisher.refuse(refused)
     }
 
     /// How many are unanswered.
@@ -293,12 +339,12 @@ impl Publishes {
         outgoing: Outgoing,
         deadline: Instant,
     ) -> Option<Published> {
-        match self.gateway.prepare(outgoing, deadline).await {
+        match self.publisher.prepare(outgoing, deadline).await {
             Err(published) => Some(published),
             Ok((ids, publish, witness)) => {
                 let key = self.pending.insert((sequence, ids));
                 let receipt = Receipt::keyed(key, &self.answers).witnessed(witness);
-                self.gateway.broker.publish(self.lane, publish, receipt);
+                self.publisher.broker.publish(self.lane, publish, receipt);
                 None
             }
         }
