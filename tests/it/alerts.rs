@@ -21,7 +21,7 @@ use crate::{
     front::{Front, On, ack, from, on_all, text, timely, to_queue},
     harness::{Setup, connect_to, eventually},
     instance::Instance,
-    queue_admin::Office,
+    office::Office,
     store::database::Own,
 };
 

@@ -1,0 +1,6 @@
+//! `courtier.v1.FailedMessages`, and what happens by itself.
+
+mod bulk;
+mod crash;
+mod foreign_letters;
+mod life;

@@ -1,0 +1,5 @@
+//! Figures, traces and the log.
+
+mod logs;
+mod metrics;
+mod traces;
