@@ -26,7 +26,7 @@ use crate::{
     failed_message::schedule::Policy,
     gateway::{
         Gateway, Limits, Parts,
-        alerts::{self, Alerts, Eyes},
+        alerts::{self, Alerts, Probes},
         exposition::Exposition,
         failed_messages::{FailedMessages, Source},
         message_log::MessageLog,
@@ -47,7 +47,7 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a topology that could not be declared is tried again.
 const DECLARE_AGAIN: Duration = Duration::from_secs(2);
 /// How long connections may take to end after the last stream did.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const SHUTDOWN_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Receive windows: enough for a stream of small messages to never wait for the network's answer.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -252,7 +252,7 @@ pub async fn run(
         managed,
     );
     let queues = QueueAdmin::new(broker.clone(), failed.clone(), limits.queues, topology);
-    let eyes = Eyes {
+    let probes = Probes {
         broker: broker.clone(),
         store: store.clone(),
         queues: queues.clone(),
@@ -262,7 +262,7 @@ pub async fn run(
     };
     let watching = TaskTracker::new();
     let alerts = Alerts::start(
-        eyes,
+        probes,
         alerts,
         &app.name,
         metrics.clone(),
@@ -332,17 +332,17 @@ pub async fn run(
     ended.cancel();
     gateway.streams.tasks.close();
     watching.close();
-    let _ = timeout(LAST_WORDS, watching.wait()).await;
-    let _ = timeout(LAST_WORDS, background.stop()).await;
-    let settled = timeout(grace + LAST_WORDS, gateway.streams.tasks.wait()).await;
+    let _ = timeout(SHUTDOWN_STEP_TIMEOUT, watching.wait()).await;
+    let _ = timeout(SHUTDOWN_STEP_TIMEOUT, background.stop()).await;
+    let settled = timeout(grace + SHUTDOWN_STEP_TIMEOUT, gateway.streams.tasks.wait()).await;
     health.stopped().await;
-    let closed = timeout(LAST_WORDS, &mut serving).await;
+    let closed = timeout(SHUTDOWN_STEP_TIMEOUT, &mut serving).await;
     serving.abort();
     broker.close().await;
     drop(gateway);
     // What consumers acked last.
-    let _ = timeout(LAST_WORDS, background.flushed()).await;
-    log.close(LAST_WORDS).await;
+    let _ = timeout(SHUTDOWN_STEP_TIMEOUT, background.flushed()).await;
+    log.close(SHUTDOWN_STEP_TIMEOUT).await;
     traces.close().await;
     store.close().await;
     match (settled, closed) {

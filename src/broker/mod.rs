@@ -5,8 +5,8 @@
 
 pub mod admin;
 pub mod memory;
+mod publish_reply;
 pub mod rabbitmq;
-mod receipt;
 pub mod topology;
 
 use async_trait::async_trait;
@@ -16,7 +16,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::receipt::{Receipt, Witness};
+pub use self::publish_reply::{OutcomeObserver, PublishReply};
 use self::{
     admin::Admin,
     topology::{Difference, Topology},
@@ -34,9 +34,9 @@ pub trait Broker: Send + Sync + 'static {
     /// A lane for one stream or batch: what is published on one lane to one queue is stored in the order handed over.
     fn lane(&self) -> Lane;
 
-    /// Takes a message over, at once. `receipt` is answered exactly once, at the latest at the publish's deadline; also
+    /// Takes a message over, at once. `reply` is answered exactly once, at the latest at the publish's deadline; also
     /// when whoever waits for it is gone.
-    fn publish(&self, lane: Lane, publish: Publish, receipt: Receipt);
+    fn publish(&self, lane: Lane, publish: Publish, reply: PublishReply);
 
     /// Starts consuming. [`Error::NotFound`] names the missing queue.
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error>;
@@ -60,12 +60,12 @@ impl dyn Broker {
         &self,
         lane: Lane,
         mut publish: Publish,
-        witness: Option<Witness>,
+        observer: Option<OutcomeObserver>,
     ) -> Fate {
-        let (receipt, fate) = Receipt::single();
-        let receipt = match witness {
-            Some(witness) => receipt.witnessed(witness),
-            None => receipt,
+        let (reply, fate) = PublishReply::single();
+        let reply = match observer {
+            Some(observer) => reply.observed(observer),
+            None => reply,
         };
         // Nothing is asked for what comes too late: `publish` says so.
         if publish.checked == Checked::default() && publish.deadline > Instant::now() {
@@ -73,13 +73,13 @@ impl dyn Broker {
                 Ok(checked) => publish.checked = checked,
                 Err(error) => {
                     let refused = Fate::from(error);
-                    receipt.answer(refused);
+                    reply.answer(refused);
                     return refused;
                 }
             }
         }
-        self.publish(lane, publish, receipt);
-        // A receipt answers even when it is dropped.
+        self.publish(lane, publish, reply);
+        // A reply answers even when it is dropped.
         fate.await.unwrap_or(Fate::InDoubt(InDoubt::ConfirmLost))
     }
 }
@@ -111,7 +111,7 @@ pub struct Publish {
     /// Unset: a message that no queue takes is dropped by the broker and counts as confirmed.
     pub mandatory: bool,
     pub message: Message,
-    /// When the receipt is answered at the latest.
+    /// When the reply is answered at the latest.
     pub deadline: Instant,
     /// Held until the message has left the gateway's memory.
     pub admission: Option<OwnedSemaphorePermit>,

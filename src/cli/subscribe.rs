@@ -41,7 +41,7 @@ use crate::{
 /// Requests on their way to the gateway.
 const REQUESTS: usize = 64;
 /// How long the gateway may take to end the stream after the last word was said.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Print the messages of queues, and acknowledge each one that was printed
 ///
@@ -196,7 +196,7 @@ impl Run<'_> {
     /// Says that nothing more is wanted: what is unsettled goes back to its queue.
     fn half_close(&mut self) {
         if self.requests.take().is_some() {
-            self.end_by = Some(Instant::now() + LAST_WORDS);
+            self.end_by = Some(Instant::now() + END_TIMEOUT);
         }
     }
 

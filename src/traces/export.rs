@@ -25,7 +25,7 @@ use crate::url::without_secrets;
 /// How long the collector may take for a batch.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it may take at the end.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The collector, and what this gateway is called there.
 #[derive(Clone, Debug)]

@@ -158,7 +158,9 @@ impl Traces {
         };
         // It waits for a thread of its own.
         let closing = tokio::task::spawn_blocking(move || {
-            exporting.provider.shutdown_with_timeout(export::LAST_WORDS)
+            exporting
+                .provider
+                .shutdown_with_timeout(export::SHUTDOWN_TIMEOUT)
         });
         if let Ok(Err(error)) = closing.await {
             tracing::debug!(%error, "the last traces are lost");

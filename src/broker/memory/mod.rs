@@ -33,7 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{queue::Envelope, state::State, subscription::MemorySubscription, timer::Alarm};
 use super::{
-    Broker, Checked, Entity, Error, Fate, Lane, LinkState, Links, NotSent, Publish, Receipt,
+    Broker, Checked, Entity, Error, Fate, Lane, LinkState, Links, NotSent, Publish, PublishReply,
     Subscribe, Subscription, Target,
     admin::Admin,
     topology::{Difference, Topology},
@@ -107,10 +107,10 @@ impl Broker for MemoryBroker {
     }
 
     /// Answers before it returns. Admission ends here too: what a queue holds is the broker's, not on its way to it.
-    fn publish(&self, _lane: Lane, publish: Publish, mut receipt: Receipt) {
+    fn publish(&self, _lane: Lane, publish: Publish, mut reply: PublishReply) {
         let now = Instant::now();
         if publish.deadline <= now {
-            return receipt.answer(Fate::NotSent(NotSent::Overloaded));
+            return reply.answer(Fate::NotSent(NotSent::Overloaded));
         }
         let mut message = publish.message;
         let publish_id = Value::text(publish.publish_id.to_string());
@@ -122,12 +122,12 @@ impl Broker for MemoryBroker {
             routing_key: publish.routing_key,
             message,
         });
-        receipt.handed_over();
+        reply.handed_over();
         let fate = self
             .shared
             .lock()
             .publish(&envelope, publish.mandatory, now);
-        receipt.answer(fate);
+        reply.answer(fate);
     }
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {

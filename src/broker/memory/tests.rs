@@ -41,7 +41,7 @@ async fn broker(queues: impl IntoIterator<Item = topology::Queue>) -> Arc<Memory
 }
 
 fn publish(broker: &MemoryBroker, exchange: &str, queue: &str, text: &str) -> Fate {
-    let (receipt, mut answer) = Receipt::single();
+    let (reply, mut answer) = PublishReply::single();
     let publish = Publish {
         publish_id: Uuid::now_v7(),
         exchange: exchange.to_owned(),
@@ -55,7 +55,7 @@ fn publish(broker: &MemoryBroker, exchange: &str, queue: &str, text: &str) -> Fa
         admission: None,
         checked: Checked::default(),
     };
-    broker.publish(broker.lane(), publish, receipt);
+    broker.publish(broker.lane(), publish, reply);
     answer.try_recv().expect("answered within publish")
 }
 

@@ -21,7 +21,7 @@ use super::{
     verdict::{Resolved, Verdicts},
 };
 use crate::{
-    broker::{Publish, Receipt, Refusal},
+    broker::{Publish, PublishReply, Refusal},
     message::header,
 };
 
@@ -32,7 +32,7 @@ const ENDING: Duration = Duration::from_secs(1);
 
 /// A publish in flight. Its caller may have had its answer already (the deadline came); the entry then only keeps count.
 pub(super) struct Entry {
-    pub(super) receipt: Option<Receipt>,
+    pub(super) reply: Option<PublishReply>,
     pub(super) deadline: Instant,
     pub(super) publish_id: Uuid,
     /// Counts the publishes of the channel.
@@ -87,10 +87,10 @@ impl Open {
         }
     }
 
-    pub(super) fn fly(&mut self, publish: Publish, mut receipt: Receipt) {
-        receipt.handed_over();
+    pub(super) fn fly(&mut self, publish: Publish, mut reply: PublishReply) {
+        reply.handed_over();
         let entry = Entry {
-            receipt: Some(receipt),
+            reply: Some(reply),
             deadline: publish.deadline,
             publish_id: publish.publish_id,
             number: self.next_number,

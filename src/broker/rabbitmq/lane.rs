@@ -1,7 +1,7 @@
 //! A publish lane: one channel in confirm mode, owned by one task, so that acks and nacks belong to their message.
 //!
 //! The lane keeps up to [`WINDOW`] publishes in flight, without a barrier between them, and queues the rest. It answers each
-//! receipt exactly once, at the latest at its deadline:
+//! reply exactly once, at the latest at its deadline:
 //! - not handed to the client library: not sent, whatever happens; nothing is handed to it after its deadline;
 //! - the client library says that the frames were not wholly written: not sent;
 //! - written and resolved: what [`super::verdict`] says;
@@ -29,7 +29,7 @@ use super::{
     refused::{self, Looking},
 };
 use crate::{
-    broker::{Checked, Error, Fate, InDoubt, NotSent, Publish, Receipt},
+    broker::{Checked, Error, Fate, InDoubt, NotSent, Publish, PublishReply},
     metrics,
     timer::until,
 };
@@ -46,13 +46,13 @@ const WAITING_MAX: usize = 64;
 /// large native headers may come here; clients' own are limited to far less.
 pub(super) const HEADERS_MAX: usize = 120 * 1024;
 
-pub(super) type Job = (Publish, Receipt);
+pub(super) type Job = (Publish, PublishReply);
 
 /// Hands jobs to the lane's task.
 pub(super) struct Lane(mpsc::UnboundedSender<Job>);
 
 impl Lane {
-    /// The lane takes no more once `stop` is cancelled, and ends when every receipt is answered.
+    /// The lane takes no more once `stop` is cancelled, and ends when every reply is answered.
     pub(super) fn start(
         link: &Link,
         checks: Arc<Checks>,
@@ -77,7 +77,7 @@ impl Lane {
 
     /// Queues a job. How many wait is bounded by the gateway's admission.
     pub(super) fn publish(&self, job: Job) {
-        // A lane that is gone drops the job, and the receipt says that it was not sent.
+        // A lane that is gone drops the job, and the reply says that it was not sent.
         let _ = self.0.send(job);
     }
 }
@@ -218,8 +218,8 @@ impl Worker {
             State::Up(_) => None,
         };
         if let Some(reason) = refusal {
-            for (_, receipt) in self.backlog.drain(..) {
-                receipt.answer(Fate::NotSent(reason));
+            for (_, reply) in self.backlog.drain(..) {
+                reply.answer(Fate::NotSent(reason));
             }
             return;
         }
@@ -227,25 +227,25 @@ impl Worker {
             return;
         };
         while self.may_fly(open) {
-            let Some((publish, receipt)) = self.backlog.pop_front() else {
+            let Some((publish, reply)) = self.backlog.pop_front() else {
                 return;
             };
             // It may have come too late already, or have waited while this process was stopped.
             if publish.deadline <= Instant::now() {
-                receipt.answer(Fate::NotSent(NotSent::Overloaded));
+                reply.answer(Fate::NotSent(NotSent::Overloaded));
                 continue;
             }
             if convert::header_bytes(&publish.message.headers) > HEADERS_MAX {
-                receipt.answer(Fate::NotSent(NotSent::HeadersTooLarge));
+                reply.answer(Fate::NotSent(NotSent::HeadersTooLarge));
                 continue;
             }
             if !self.checks.holds(publish.checked) {
                 self.checking = Some(check(self.checks.clone(), &publish).boxed());
-                self.backlog.push_front((publish, receipt));
+                self.backlog.push_front((publish, reply));
                 return;
             }
             self.unanswered += 1;
-            open.fly(publish, receipt);
+            open.fly(publish, reply);
         }
     }
 
@@ -260,16 +260,16 @@ impl Worker {
     /// The job at the front was checked again, unless it is gone meanwhile.
     fn checked(&mut self, (publish_id, checked): (Uuid, Result<Checked, Error>)) {
         let front = self.backlog.pop_front();
-        let Some((mut publish, receipt)) = front else {
+        let Some((mut publish, reply)) = front else {
             return;
         };
         if publish.publish_id == publish_id {
             match checked {
                 Ok(checked) => publish.checked = checked,
-                Err(error) => return receipt.answer(error.into()),
+                Err(error) => return reply.answer(error.into()),
             }
         }
-        self.backlog.push_front((publish, receipt));
+        self.backlog.push_front((publish, reply));
     }
 
     /// Answers what resolved.
@@ -334,14 +334,14 @@ impl Worker {
         };
         let mut unanswered = self.unanswered;
         let mut expire = |entry: &mut Entry| {
-            if entry.receipt.is_none() {
+            if entry.reply.is_none() {
                 return;
             }
             if entry.deadline > now {
                 keep(entry.deadline);
-            } else if let Some(receipt) = entry.receipt.take() {
+            } else if let Some(reply) = entry.reply.take() {
                 unanswered -= 1;
-                receipt.answer(late);
+                reply.answer(late);
             }
         };
         if let Some(looking) = &mut self.looking {
@@ -376,9 +376,9 @@ impl Worker {
             self.answer(entry, Fate::InDoubt(InDoubt::ConfirmLost));
         }
         for entry in open.inflight.entries_mut() {
-            if let Some(receipt) = entry.receipt.take() {
+            if let Some(reply) = entry.reply.take() {
                 self.unanswered -= 1;
-                receipt.answer(Fate::InDoubt(InDoubt::ConfirmLost));
+                reply.answer(Fate::InDoubt(InDoubt::ConfirmLost));
             }
         }
         if let Some(refused) = open.refused.take() {
@@ -404,16 +404,16 @@ impl Worker {
         };
         let mut again = VecDeque::new();
         for (entry, publish, fate) in looking.fates(refuses) {
-            match (fate, entry.receipt) {
+            match (fate, entry.reply) {
                 (_, None) => {}
-                (Some(fate), Some(receipt)) => {
+                (Some(fate), Some(reply)) => {
                     self.unanswered -= 1;
-                    receipt.answer(fate);
+                    reply.answer(fate);
                 }
-                (None, Some(mut receipt)) => {
+                (None, Some(mut reply)) => {
                     self.unanswered -= 1;
-                    receipt.taken_back();
-                    again.push_back((publish, receipt));
+                    reply.taken_back();
+                    again.push_back((publish, reply));
                 }
             }
         }
@@ -426,9 +426,9 @@ impl Worker {
 }
 
 fn answer(unanswered: &mut usize, mut entry: Entry, fate: Fate) {
-    if let Some(receipt) = entry.receipt.take() {
+    if let Some(reply) = entry.reply.take() {
         *unanswered -= 1;
-        receipt.answer(fate);
+        reply.answer(fate);
     }
 }
 

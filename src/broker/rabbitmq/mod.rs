@@ -57,7 +57,7 @@ use self::{
     reply::Replies,
 };
 use super::{
-    Broker, Checked, Error, Lane, LinkState, Links, Publish, Receipt, Subscribe, Subscription,
+    Broker, Checked, Error, Lane, LinkState, Links, Publish, PublishReply, Subscribe, Subscription,
     Target,
     admin::Admin,
     topology::{Difference, Topology},
@@ -294,11 +294,11 @@ impl Broker for RabbitMq {
         Lane(self.next_lane.fetch_add(1, Ordering::Relaxed) % LANES)
     }
 
-    fn publish(&self, lane: Lane, publish: Publish, receipt: Receipt) {
+    fn publish(&self, lane: Lane, publish: Publish, reply: PublishReply) {
         if names::is_direct_reply(&publish.exchange, &publish.routing_key) {
-            self.replies.publish((publish, receipt));
+            self.replies.publish((publish, reply));
         } else if let Some(lane) = self.lanes.get(lane.0) {
-            lane.publish((publish, receipt));
+            lane.publish((publish, reply));
         }
     }
 

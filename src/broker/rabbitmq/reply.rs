@@ -38,7 +38,7 @@ use super::{
     link::Link,
 };
 use crate::{
-    broker::{Fate, InDoubt, NotSent, Publish, Receipt, Refusal},
+    broker::{Fate, InDoubt, NotSent, Publish, PublishReply, Refusal},
     message::header,
     names,
     timer::until,
@@ -52,7 +52,7 @@ const DEAD_MAX: u64 = 10_000;
 pub(super) struct Replies(mpsc::UnboundedSender<Job>);
 
 impl Replies {
-    /// It takes no more once `stop` is cancelled, and ends when every receipt is answered. `publish`: the link whose state says
+    /// It takes no more once `stop` is cancelled, and ends when every publish is answered. `publish`: the link whose state says
     /// whether the broker takes messages.
     pub(super) fn start(
         endpoint: &Endpoint,
@@ -76,7 +76,7 @@ impl Replies {
 
     /// Queues a job. How many wait is bounded by the gateway's admission.
     pub(super) fn publish(&self, job: Job) {
-        // When the task is gone, the receipt says that it was not sent.
+        // When the task is gone, the dropped `PublishReply` says that it was not sent.
         let _ = self.0.send(job);
     }
 }
@@ -141,8 +141,8 @@ impl Waiting {
         let jobs = std::mem::take(&mut self.jobs).into_iter();
         let (overdue, left): (VecDeque<_>, _) =
             jobs.partition(|(publish, _)| publish.deadline <= now);
-        for (_, receipt) in overdue {
-            receipt.answer(Fate::NotSent(NotSent::Overloaded));
+        for (_, publish_reply) in overdue {
+            publish_reply.answer(Fate::NotSent(NotSent::Overloaded));
         }
         self.jobs = left;
         self.next_deadline = self.jobs.iter().map(|(publish, _)| publish.deadline).min();
@@ -171,12 +171,12 @@ struct Lost {
 }
 
 impl Sending {
-    async fn send(mut self, (publish, mut receipt): Job) -> Self {
+    async fn send(mut self, (publish, mut publish_reply): Job) -> Self {
         let fate = match self.refuse(&publish) {
             Some(fate) => fate,
-            None => self.deliver(&publish, &mut receipt).await,
+            None => self.deliver(&publish, &mut publish_reply).await,
         };
-        receipt.answer(fate);
+        publish_reply.answer(fate);
         self
     }
 
@@ -198,9 +198,9 @@ impl Sending {
         dead.then_some(Fate::Refused(Refusal::NoReplyAddress))
     }
 
-    async fn deliver(&mut self, publish: &Publish, receipt: &mut Receipt) -> Fate {
+    async fn deliver(&mut self, publish: &Publish, publish_reply: &mut PublishReply) -> Fate {
         let fresh = !self.stands();
-        let lost = match self.attempt(publish, receipt).await {
+        let lost = match self.attempt(publish, publish_reply).await {
             Ok(fate) => return fate,
             Err(lost) => lost,
         };
@@ -209,7 +209,7 @@ impl Sending {
             return self.fate_of(publish, &lost);
         }
         // The connection had ended before, unnoticed: the broker has nothing of it.
-        match self.attempt(publish, receipt).await {
+        match self.attempt(publish, publish_reply).await {
             Ok(fate) => fate,
             Err(lost) => {
                 self.open = None;
@@ -225,7 +225,11 @@ impl Sending {
         })
     }
 
-    async fn attempt(&mut self, publish: &Publish, receipt: &mut Receipt) -> Result<Fate, Lost> {
+    async fn attempt(
+        &mut self,
+        publish: &Publish,
+        publish_reply: &mut PublishReply,
+    ) -> Result<Fate, Lost> {
         if !self.stands() {
             self.open = None;
             let opened = timeout_at(publish.deadline, open(&self.endpoint)).await;
@@ -234,14 +238,14 @@ impl Sending {
         let Some(open) = &self.open else {
             return Ok(Fate::NotSent(NotSent::BrokerDown));
         };
-        receipt.handed_over();
+        publish_reply.handed_over();
         let sent = timeout_at(publish.deadline, send(&open.channel, publish)).await;
         match sent {
             Ok(Ok(true)) => Ok(Fate::Confirmed),
             Ok(Ok(false)) => Ok(Fate::Rejected),
             Ok(Err(lost)) => {
                 if !lost.written {
-                    receipt.taken_back();
+                    publish_reply.taken_back();
                 }
                 Err(lost)
             }

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::observe::{Eyes, Observation};
+pub use self::observe::{Observation, Probes};
 use self::{book::Book, webhook::Webhook};
 use crate::{
     broker::admin::QueueInfo,
@@ -121,7 +121,7 @@ pub struct Alerts {
 impl Alerts {
     /// Starts looking.
     pub fn start(
-        eyes: Eyes,
+        probes: Probes,
         options: Options,
         service: &str,
         metrics: Metrics,
@@ -135,7 +135,7 @@ impl Alerts {
             let webhook = Webhook::new(url, service);
             tasks.spawn(webhook.follow(changes.subscribe(), stop.clone()));
         }
-        let looking = look(eyes, options, told, changes.clone(), metrics);
+        let looking = look(probes, options, told, changes.clone(), metrics);
         tasks.spawn(async move { stop.run_until_cancelled(looking).await });
         Self { standing, changes }
     }
@@ -154,19 +154,19 @@ impl Alerts {
 }
 
 async fn look(
-    eyes: Eyes,
+    probes: Probes,
     options: Options,
     told: watch::Sender<Arc<Vec<Alert>>>,
     changes: broadcast::Sender<Alert>,
     metrics: Metrics,
 ) {
-    let mut eyes = eyes;
+    let mut probes = probes;
     let mut book = Book::new(options.hold);
     let mut ticks = interval(options.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let seen = eyes.look().await;
+        let seen = probes.look().await;
         let findings = rules::findings(&seen, &options);
         let changed = book.note(findings, Instant::now(), seen.now);
         let standing = book.standing();

@@ -40,7 +40,7 @@ pub struct Observation {
 }
 
 /// What it looks with.
-pub struct Eyes {
+pub struct Probes {
     pub broker: Arc<dyn Broker>,
     pub store: Store,
     pub queues: QueueAdmin,
@@ -50,7 +50,7 @@ pub struct Eyes {
     pub refused_before: u64,
 }
 
-impl Eyes {
+impl Probes {
     pub async fn look(&mut self) -> Observation {
         let links = *self.broker.links().borrow();
         let listing = async {

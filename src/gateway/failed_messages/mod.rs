@@ -27,7 +27,7 @@ use super::{
     validate::{self, Invalid},
 };
 use crate::{
-    broker::{Broker, Fate, Witness},
+    broker::{Broker, Fate, OutcomeObserver},
     failed_message::{Attempt, FailedMessage, Status, Time, schedule::Policy},
     finish::finish,
     message::{Message, Value, header},
@@ -314,9 +314,12 @@ impl FailedMessages {
             sender::note_origin(row, &mut message);
             let publish = service.sender.publish_to(&row.queue, message, at);
             let publish_id = publish.publish_id;
-            let witness = service.log.witness(&publish, named).map(Witness::new);
+            let observer = service
+                .log
+                .observer(&publish, named)
+                .map(OutcomeObserver::new);
             let sent_at = message_log::now();
-            let fate = service.sender.publish(publish, witness).await;
+            let fate = service.sender.publish(publish, observer).await;
             let token = claimed.token;
             let sent = match fate {
                 Fate::Confirmed => {

@@ -7,7 +7,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, Fate, NotSent, Publish, Refusal, Witness},
+    broker::{Broker, Fate, NotSent, OutcomeObserver, Publish, Refusal},
     failed_message::{FailedMessage, Time, schedule::Policy},
     gateway::{
         failed_messages::dead_letter,
@@ -70,9 +70,9 @@ impl Sender {
     }
 
     /// Publishes it.
-    pub async fn publish(&self, publish: Publish, witness: Option<Witness>) -> Fate {
+    pub async fn publish(&self, publish: Publish, observer: Option<OutcomeObserver>) -> Fate {
         let lane = self.broker.lane();
-        self.broker.publish_and_wait(lane, publish, witness).await
+        self.broker.publish_and_wait(lane, publish, observer).await
     }
 
     /// Sends a claimed row's message, and writes down what became of it. The fate, and the row as it is then.

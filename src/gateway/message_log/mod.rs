@@ -162,7 +162,7 @@ impl MessageLog {
 
     /// Whoever is to be told what becomes of a publish, which is about to be handed over; also when its caller is gone by
     /// then. `named`: the client gave it its id, so an earlier publish may have had the same.
-    pub(super) fn witness(
+    pub(super) fn observer(
         &self,
         publish: &Publish,
         named: bool,

@@ -13,7 +13,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How often it is said, at most, that something was dropped.
 const WARN: Duration = Duration::from_secs(10);
 /// Between two steps of forgetting, so that others come to their turn.
-const BREATH: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(50);
 /// How often at most, and after which part of what it may take was written, the log's size is looked at between two sweeps.
 const LOOK: Duration = Duration::from_secs(1);
 const PART: u64 = 20;
@@ -143,7 +143,7 @@ async fn much_written(buffer: &Buffer, most: Option<u64>) {
 
 async fn forget_old(store: &Store, retention: Duration) -> Result<(), Error> {
     while store.forget_log(retention).await?.rows > 0 {
-        sleep(BREATH).await;
+        sleep(PAUSE).await;
     }
     Ok(())
 }
@@ -161,7 +161,7 @@ async fn forget_more_than(store: &Store, most: u64) -> Result<(), Error> {
             if forgotten.rows == 0 {
                 return Ok(());
             }
-            sleep(BREATH).await;
+            sleep(PAUSE).await;
             if bytes <= most {
                 break;
             }

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     broker::{
-        Broker, Checked, Entity, Error, Fate, Lane, NotSent, Publish, Receipt, Target, Witness,
+        Broker, Checked, Entity, Error, Fate, Lane, NotSent, OutcomeObserver, Publish,
+        PublishReply, Target,
     },
     message::Message,
     metrics::Metrics,
@@ -153,10 +154,10 @@ impl Publisher {
     pub async fn publish(&self, outgoing: Outgoing, deadline: Instant) -> Published {
         match self.prepare(outgoing, deadline).await {
             Err(refused) => refused,
-            Ok((ids, publish, witness)) => {
+            Ok((ids, publish, observer)) => {
                 let published =
                     self.broker
-                        .publish_and_wait(self.broker.lane(), publish, Some(witness));
+                        .publish_and_wait(self.broker.lane(), publish, Some(observer));
                 ids.published(published.await)
             }
         }
@@ -167,7 +168,7 @@ impl Publisher {
         &self,
         mut outgoing: Outgoing,
         deadline: Instant,
-    ) -> Result<(Ids, Publish, Witness), Published> {
+    ) -> Result<(Ids, Publish, OutcomeObserver), Published> {
         let since = Instant::now();
         if let Err(invalid) = check(&outgoing, self.limits.max_payload_bytes) {
             let refused = Published::refused(outgoing.message.message_id, invalid);
@@ -210,8 +211,8 @@ impl Publisher {
             admission: Some(admission),
             checked,
         };
-        let witness = self.witness(&publish, named, since, span);
-        Ok((ids, publish, witness))
+        let observer = self.observer(&publish, named, since, span);
+        Ok((ids, publish, observer))
     }
 
     fn not_handed_over(&self, ids: Ids, outcome: Outcome) -> Published {
@@ -315,7 +316,7 @@ impl Published {
 pub struct Publishes {
     publisher: Publisher,
     lane: Lane,
-    /// What is unanswered; the key goes with the receipt.
+    /// What is unanswered; the key goes with the reply.
     pending: slab::Slab<(u64, Ids)>,
     answers: mpsc::UnboundedSender<(usize, Fate)>,
     inbox: mpsc::UnboundedReceiver<(usize, Fate)>,
@@ -341,10 +342,10 @@ impl Publishes {
     ) -> Option<Published> {
         match self.publisher.prepare(outgoing, deadline).await {
             Err(published) => Some(published),
-            Ok((ids, publish, witness)) => {
+            Ok((ids, publish, observer)) => {
                 let key = self.pending.insert((sequence, ids));
-                let receipt = Receipt::keyed(key, &self.answers).witnessed(witness);
-                self.publisher.broker.publish(self.lane, publish, receipt);
+                let reply = PublishReply::keyed(key, &self.answers).observed(observer);
+                self.publisher.broker.publish(self.lane, publish, reply);
                 None
             }
         }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Outcome, Outgoing, Publisher};
 use crate::{
-    broker::{Fate, Publish, Witness},
+    broker::{Fate, OutcomeObserver, Publish},
     metrics,
     traces::{self, Origin, Place, Span, Step},
 };
@@ -43,19 +43,19 @@ impl Publisher {
     }
 
     /// Whoever notes what becomes of a publish, begun at this time, that is about to be handed over.
-    pub(super) fn witness(
+    pub(super) fn observer(
         &self,
         publish: &Publish,
         named: bool,
         since: Instant,
         span: Option<Span>,
-    ) -> Witness {
+    ) -> OutcomeObserver {
         let exchange = self.metrics.exchange(&publish.exchange);
         let bytes = publish.message.payload.len();
         let publishing = self.metrics.publishing(exchange, bytes, since);
-        let log = self.log.witness(publish, named);
+        let log = self.log.observer(publish, named);
         let line = tracing::enabled!(Level::DEBUG).then(|| Line::of(publish));
-        Witness::new(move |fate| {
+        OutcomeObserver::new(move |fate| {
             publishing.ended(fate.into());
             if let Some(span) = span {
                 end(span, fate);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use courtier::{
     broker::{
-        Broker, Checked, Fate, NotSent, Publish, Receipt, Subscribe, Subscription,
+        Broker, Checked, Fate, NotSent, Publish, PublishReply, Subscribe, Subscription,
         topology::{Queue, QueueKind, Topology},
     },
     message::{Message, Table, Value, header},
@@ -93,7 +93,7 @@ prop_compose! {
 }
 
 async fn publish(broker: &dyn Broker, publish_id: Uuid, queue: &str, message: Message) -> Fate {
-    let (receipt, fate) = Receipt::single();
+    let (reply, fate) = PublishReply::single();
     let publish = Publish {
         publish_id,
         exchange: String::new(),
@@ -104,7 +104,7 @@ async fn publish(broker: &dyn Broker, publish_id: Uuid, queue: &str, message: Me
         admission: None,
         checked: Checked::default(),
     };
-    broker.publish(broker.lane(), publish, receipt);
+    broker.publish(broker.lane(), publish, reply);
     fate.await.expect("answered")
 }
 

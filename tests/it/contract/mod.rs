@@ -28,7 +28,7 @@ use bytes::Bytes;
 use courtier::{
     broker::{
         Broker, Checked, Delivery, Ended, Entity, Error, Fate, Lane, LinkState, Links, NotSent,
-        Publish, Receipt, Subscribe, Subscription, Target,
+        Publish, PublishReply, Subscribe, Subscription, Target,
         topology::{
             Binding, DeadLetter, Difference, Exchange, ExchangeKind, Queue, QueueKind, Topology,
         },
@@ -220,7 +220,7 @@ impl Fixture {
     }
 
     /// Hands a message over. The default exchange `""` takes a queue's short name as routing key.
-    fn hand_over(&self, lane: Lane, to: Address, message: Message, receipt: Receipt) -> Uuid {
+    fn hand_over(&self, lane: Lane, to: Address, message: Message, reply: PublishReply) -> Uuid {
         let publish_id = Uuid::now_v7();
         let (exchange, routing_key) = match to.exchange {
             "" => (String::new(), self.name(to.routing_key)),
@@ -236,15 +236,15 @@ impl Fixture {
             admission: None,
             checked: Checked::default(),
         };
-        self.broker.publish(lane, publish, receipt);
+        self.broker.publish(lane, publish, reply);
         publish_id
     }
 
     async fn publish(&self, exchange: &str, routing_key: &str, message: Message) -> Fate {
         let to = Address::new(exchange, routing_key);
-        let (receipt, answer) = Receipt::single();
-        self.hand_over(self.broker.lane(), to, message, receipt);
-        timely(answer).await.expect("a receipt always answers")
+        let (reply, answer) = PublishReply::single();
+        self.hand_over(self.broker.lane(), to, message, reply);
+        timely(answer).await.expect("a reply always answers")
     }
 
     /// Stores texts in a queue, in this order.

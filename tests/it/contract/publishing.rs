@@ -49,9 +49,9 @@ pub async fn a_message_arrives_with_every_property_and_every_type_of_header(f: F
         bindings: vec![f.binding("orders", "work", "created", &[])],
     })
     .await;
-    let (receipt, answer) = Receipt::single();
+    let (reply, answer) = PublishReply::single();
     let to = Address::new("orders", "created");
-    let publish_id = f.hand_over(f.broker.lane(), to, message.clone(), receipt);
+    let publish_id = f.hand_over(f.broker.lane(), to, message.clone(), reply);
     assert_eq!(timely(answer).await, Ok(Fate::Confirmed));
 
     let mut consumer = f.subscribe(&["work"], 1).await;
@@ -107,12 +107,12 @@ pub async fn a_message_that_may_be_dropped_is_confirmed_without_a_queue(f: Fixtu
         ..Topology::default()
     })
     .await;
-    let (receipt, answer) = Receipt::single();
+    let (reply, answer) = PublishReply::single();
     let to = Address {
         mandatory: false,
         ..Address::new("orders", "created")
     };
-    f.hand_over(f.broker.lane(), to, text("a"), receipt);
+    f.hand_over(f.broker.lane(), to, text("a"), reply);
     assert_eq!(timely(answer).await, Ok(Fate::Confirmed));
 }
 
@@ -378,12 +378,12 @@ pub async fn messages_of_one_lane_keep_their_order(f: Fixture) {
     let lanes = [f.broker.lane(), f.broker.lane()];
     for number in 0..200 {
         let lane = lanes[number % 2];
-        let receipt = Receipt::keyed(number, &answers);
+        let reply = PublishReply::keyed(number, &answers);
         let message = text(&number.to_string());
-        f.hand_over(lane, Address::new("", "work"), message, receipt);
+        f.hand_over(lane, Address::new("", "work"), message, reply);
     }
     for _ in 0..200 {
-        let (number, fate) = timely(inbox.recv()).await.expect("every receipt answers");
+        let (number, fate) = timely(inbox.recv()).await.expect("every reply answers");
         assert_eq!(fate, Fate::Confirmed, "{number}");
     }
     let drained = f.drain_bodies("work").await;
@@ -400,7 +400,7 @@ pub async fn a_publish_that_is_late_already_is_not_sent(f: Fixture) {
     // The same one for all, and open when the late ones come.
     let lane = f.broker.lane();
     let publish = |body, deadline| {
-        let (receipt, answer) = Receipt::single();
+        let (reply, answer) = PublishReply::single();
         let publish = Publish {
             publish_id: Uuid::now_v7(),
             exchange: String::new(),
@@ -411,7 +411,7 @@ pub async fn a_publish_that_is_late_already_is_not_sent(f: Fixture) {
             admission: None,
             checked: Checked::default(),
         };
-        f.broker.publish(lane, publish, receipt);
+        f.broker.publish(lane, publish, reply);
         answer
     };
     let now = Instant::now();
@@ -420,7 +420,7 @@ pub async fn a_publish_that_is_late_already_is_not_sent(f: Fixture) {
     let late: Vec<_> = (0..20).map(|_| publish("late", now)).collect();
     let last = publish("last", now + PATIENCE);
     for answer in late {
-        let fate = timely(answer).await.expect("a receipt always answers");
+        let fate = timely(answer).await.expect("a reply always answers");
         assert_eq!(fate, Fate::NotSent(NotSent::Overloaded));
     }
     assert_eq!(timely(last).await, Ok(Fate::Confirmed));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use courtier::{
     broker::{
-        Checked, Publish, Receipt,
+        Checked, Publish, PublishReply,
         topology::{Queue, QueueKind},
     },
     grpc::proto::{
@@ -58,7 +58,7 @@ impl Office {
 
     /// Stores a message past the checks of the API, as a native client can.
     async fn store(&self, queue: &str, message: Message) {
-        let (receipt, fate) = Receipt::single();
+        let (reply, fate) = PublishReply::single();
         let publish = Publish {
             publish_id: Uuid::now_v7(),
             exchange: String::new(),
@@ -69,7 +69,7 @@ impl Office {
             admission: None,
             checked: Checked::default(),
         };
-        self.broker.publish(self.broker.lane(), publish, receipt);
+        self.broker.publish(self.broker.lane(), publish, reply);
         let fate = timely(fate).await.expect("answered");
         assert_eq!(fate, courtier::broker::Fate::Confirmed);
     }

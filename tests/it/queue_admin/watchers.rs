@@ -11,7 +11,8 @@ use std::{
 use async_trait::async_trait;
 use courtier::{
     broker::{
-        Broker, Checked, Error, Lane, Links, Publish, Receipt, Subscribe, Subscription, Target,
+        Broker, Checked, Error, Lane, Links, Publish, PublishReply, Subscribe, Subscription,
+        Target,
         admin::{Admin, BindingInfo, BrokerStatus, ExchangeInfo, Fetch, OnlyIf, QueueInfo},
         memory::MemoryBroker,
         topology::{Binding, Difference, Topology},
@@ -56,8 +57,8 @@ impl Broker for Counting {
         self.memory.lane()
     }
 
-    fn publish(&self, lane: Lane, publish: Publish, receipt: Receipt) {
-        self.memory.publish(lane, publish, receipt);
+    fn publish(&self, lane: Lane, publish: Publish, reply: PublishReply) {
+        self.memory.publish(lane, publish, reply);
     }
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>, Error> {

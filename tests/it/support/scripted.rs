@@ -7,8 +7,8 @@ use std::sync::{
 
 use async_trait::async_trait;
 use courtier::broker::{
-    Broker, Checked, Error, Fate, InDoubt, Lane, Links, Publish, Receipt, Subscribe, Subscription,
-    Target,
+    Broker, Checked, Error, Fate, InDoubt, Lane, Links, Publish, PublishReply, Subscribe,
+    Subscription, Target,
     admin::Admin,
     memory::MemoryBroker,
     topology::{Difference, Topology},
@@ -45,8 +45,8 @@ impl Broker for Scripted {
         self.memory.lane()
     }
 
-    fn publish(&self, _: Lane, publish: Publish, mut receipt: Receipt) {
-        receipt.handed_over();
+    fn publish(&self, _: Lane, publish: Publish, mut reply: PublishReply) {
+        reply.handed_over();
         let now = self.unanswered.fetch_add(1, SeqCst) + 1;
         self.most.fetch_max(now, SeqCst);
         let (fate, unanswered) = (self.fate, self.unanswered.clone());
@@ -55,7 +55,7 @@ impl Broker for Scripted {
                 tokio::time::sleep_until(publish.deadline).await;
             }
             unanswered.fetch_sub(1, SeqCst);
-            receipt.answer(fate.unwrap_or(Fate::InDoubt(InDoubt::ConfirmTimeout)));
+            reply.answer(fate.unwrap_or(Fate::InDoubt(InDoubt::ConfirmTimeout)));
         });
     }
 

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// How long one rests whose copy could not be stored, before it goes back to its queue to be tried again.
-const REST: Duration = Duration::from_secs(5);
+const REQUEUE_DELAY: Duration = Duration::from_secs(5);
 
 /// A delivery on its way to the client.
 pub(super) struct Taken {
@@ -140,7 +140,7 @@ impl Session {
             Err(error) => {
                 tracing::warn!(%error, "a message whose consumers die with it stays in its queue");
                 let rested = async move {
-                    tokio::time::sleep(REST).await;
+                    tokio::time::sleep(REQUEUE_DELAY).await;
                     tag
                 };
                 self.quarantine.resting.push(rested.boxed());

@@ -5,26 +5,26 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Fate, InDoubt, NotSent};
 
 /// Learns what became of a publish, whether or not anybody waits for it. Must not block.
-pub struct Witness(Box<dyn FnOnce(Fate) + Send>);
+pub struct OutcomeObserver(Box<dyn FnOnce(Fate) + Send>);
 
-impl Witness {
-    pub fn new(witness: impl FnOnce(Fate) + Send + 'static) -> Self {
-        Self(Box::new(witness))
+impl OutcomeObserver {
+    pub fn new(observer: impl FnOnce(Fate) + Send + 'static) -> Self {
+        Self(Box::new(observer))
     }
 }
 
-impl std::fmt::Debug for Witness {
+impl std::fmt::Debug for OutcomeObserver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Witness")
+        f.write_str("OutcomeObserver")
     }
 }
 
 /// Answers one publish. Dropped unanswered (a task died), it answers by itself what is then true:
 /// not sent before [`handed_over`](Self::handed_over), in doubt after.
 #[derive(Debug)]
-pub struct Receipt {
+pub struct PublishReply {
     waiter: Option<Waiter>,
-    witness: Option<Witness>,
+    observer: Option<OutcomeObserver>,
     handed_over: bool,
 }
 
@@ -34,14 +34,14 @@ enum Waiter {
     Many(usize, mpsc::UnboundedSender<(usize, Fate)>),
 }
 
-impl Receipt {
-    /// A receipt with a waiter of its own.
+impl PublishReply {
+    /// A reply with a waiter of its own.
     pub fn single() -> (Self, oneshot::Receiver<Fate>) {
         let (sender, receiver) = oneshot::channel();
         (Self::new(Waiter::One(sender)), receiver)
     }
 
-    /// One of many receipts that answer to one waiter, each under its key. The waiter bounds how many are out.
+    /// One of many replies that answer to one waiter, each under its key. The waiter bounds how many are out.
     pub fn keyed(key: usize, answers: &mpsc::UnboundedSender<(usize, Fate)>) -> Self {
         Self::new(Waiter::Many(key, answers.clone()))
     }
@@ -49,14 +49,14 @@ impl Receipt {
     fn new(waiter: Waiter) -> Self {
         Self {
             waiter: Some(waiter),
-            witness: None,
+            observer: None,
             handed_over: false,
         }
     }
 
     /// Lets somebody else know the answer too, before whoever waits for it.
-    pub fn witnessed(mut self, witness: Witness) -> Self {
-        self.witness = Some(witness);
+    pub fn observed(mut self, observer: OutcomeObserver) -> Self {
+        self.observer = Some(observer);
         self
     }
 
@@ -79,8 +79,8 @@ impl Receipt {
         let Some(waiter) = self.waiter.take() else {
             return;
         };
-        if let Some(Witness(witness)) = self.witness.take() {
-            witness(fate);
+        if let Some(OutcomeObserver(observer)) = self.observer.take() {
+            observer(fate);
         }
         match waiter {
             Waiter::One(sender) => drop(sender.send(fate)),
@@ -89,7 +89,7 @@ impl Receipt {
     }
 }
 
-impl Drop for Receipt {
+impl Drop for PublishReply {
     fn drop(&mut self) {
         self.send(if self.handed_over {
             Fate::InDoubt(InDoubt::ConfirmLost)
@@ -104,18 +104,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_receipt_dropped_before_the_hand_over_says_not_sent() {
-        let (receipt, mut answer) = Receipt::single();
-        drop(receipt);
+    fn a_reply_dropped_before_the_hand_over_says_not_sent() {
+        let (reply, mut answer) = PublishReply::single();
+        drop(reply);
         assert_eq!(answer.try_recv(), Ok(Fate::NotSent(NotSent::BrokerDown)));
     }
 
     #[test]
-    fn a_receipt_dropped_after_the_hand_over_says_in_doubt() {
+    fn a_reply_dropped_after_the_hand_over_says_in_doubt() {
         let (answers, mut inbox) = mpsc::unbounded_channel();
-        let mut receipt = Receipt::keyed(7, &answers);
-        receipt.handed_over();
-        drop(receipt);
+        let mut reply = PublishReply::keyed(7, &answers);
+        reply.handed_over();
+        drop(reply);
         assert_eq!(
             inbox.try_recv(),
             Ok((7, Fate::InDoubt(InDoubt::ConfirmLost)))
@@ -123,28 +123,28 @@ mod tests {
     }
 
     #[test]
-    fn a_witness_learns_the_fate_once_although_nobody_waits() {
+    fn an_observer_learns_the_fate_once_although_nobody_waits() {
         let (told, heard) = std::sync::mpsc::channel();
-        let witness = || {
+        let observer = || {
             let told = told.clone();
-            Witness::new(move |fate| {
+            OutcomeObserver::new(move |fate| {
                 let _ = told.send(fate);
             })
         };
-        let (receipt, answer) = Receipt::single();
+        let (reply, answer) = PublishReply::single();
         drop(answer);
-        receipt.witnessed(witness()).answer(Fate::Confirmed);
+        reply.observed(observer()).answer(Fate::Confirmed);
         assert_eq!(heard.try_recv(), Ok(Fate::Confirmed));
-        let (receipt, _answer) = Receipt::single();
-        drop(receipt.witnessed(witness()));
+        let (reply, _answer) = PublishReply::single();
+        drop(reply.observed(observer()));
         assert_eq!(heard.try_recv(), Ok(Fate::NotSent(NotSent::BrokerDown)));
         assert!(heard.try_recv().is_err());
     }
 
     #[test]
-    fn an_answered_receipt_says_nothing_more() {
+    fn an_answered_reply_says_nothing_more() {
         let (answers, mut inbox) = mpsc::unbounded_channel();
-        Receipt::keyed(1, &answers).answer(Fate::Confirmed);
+        PublishReply::keyed(1, &answers).answer(Fate::Confirmed);
         assert_eq!(inbox.try_recv(), Ok((1, Fate::Confirmed)));
         assert!(inbox.try_recv().is_err());
     }
