@@ -2,13 +2,21 @@
 
 use tokio::task::JoinError;
 
-/// Carries work out to its end, also when nobody waits for it any more. `None`: the runtime ends first.
-pub async fn finish<T: Send + 'static>(
-    work: impl Future<Output = T> + Send + 'static,
-) -> Option<T> {
+/// The runtime ended before the work did.
+#[derive(Debug)]
+pub struct RuntimeEnded;
+
+/// Carries work out to its end, also when nobody waits for it any more.
+pub async fn to_the_end<T, E>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<RuntimeEnded> + Send + 'static,
+{
     match tokio::spawn(work).await.map_err(JoinError::try_into_panic) {
-        Ok(done) => Some(done),
+        Ok(done) => done,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        Err(Err(_)) => None,
+        Err(Err(_)) => Err(RuntimeEnded.into()),
     }
 }

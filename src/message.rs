@@ -41,6 +41,8 @@ pub mod header {
     pub const ERROR_MESSAGE: &str = "x-courtier-error-message";
     /// On a dead-letter copy: where the error arose.
     pub const ERROR_STACK: &str = "x-courtier-error-stack";
+    /// RabbitMQ's own: keys to which it sends copies (<https://www.rabbitmq.com/docs/sender-selected>).
+    pub const COPIES: [&str; 2] = ["CC", "BCC"];
     /// RabbitMQ's own: where in its stream queue a message is (<https://www.rabbitmq.com/docs/streams#consuming>).
     pub const STREAM_OFFSET: &str = "x-stream-offset";
     /// RabbitMQ's own, on what comes from a quorum queue not for the first time: how often it came back, and (from RabbitMQ 4 on)

@@ -21,7 +21,7 @@ use self::{
     admin::Admin,
     topology::{Difference, Topology},
 };
-use crate::message::Message;
+use crate::{finish::RuntimeEnded, message::Message};
 
 /// A message broker. Every method answers within its deadline, also when the broker is stopped, blocked or gone.
 #[async_trait]
@@ -408,6 +408,12 @@ pub enum Error {
     /// The broker refused for a reason of its own.
     #[error("the broker refused: {0}")]
     Refused(String),
+}
+
+impl From<RuntimeEnded> for Error {
+    fn from(_: RuntimeEnded) -> Self {
+        Self::Down
+    }
 }
 
 /// What an [`Error`] is about.

@@ -121,11 +121,11 @@ fn headers(headers: &Table) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// `CC` and `BCC` route copies (<https://www.rabbitmq.com/docs/sender-selected>); the others are the broker's record of a
+/// Headers that route copies, are the broker's record of a
 /// message's past, ask a plugin to delay it, or are the gateway's own.
 pub fn is_reserved(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    matches!(name, "CC" | "BCC")
+    header::COPIES.contains(&name)
         || matches!(lower.as_str(), "x-death" | "x-delay")
         || header::COUNTERS.contains(&lower.as_str())
         || ["x-first-death-", "x-last-death-", "x-opt-", header::PREFIX]

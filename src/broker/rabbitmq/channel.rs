@@ -11,17 +11,10 @@ use lapin::{
 };
 
 use super::{error, link::Up};
-use crate::{
-    broker::{Entity, Error},
-    finish::finish,
-};
+use crate::broker::{Entity, Error};
 
-/// Does it also when nobody waits for it any more. What needs a connection ends with it ([`Up::while_up`]).
-pub(super) async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    finish(work).await.unwrap_or(Err(Error::Down))
-}
+/// What needs a connection ends with it ([`Up::while_up`]).
+pub(super) use crate::finish::to_the_end;
 
 pub(super) async fn open(up: &Up) -> Result<Channel, Error> {
     open_on(up.connection()).await

@@ -46,7 +46,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::probe::{Probe, Trouble, probe};
+pub use self::probe::{ManagementProbe, Probe, Trouble, probe};
 use self::{
     checks::Checks,
     connect::Role,

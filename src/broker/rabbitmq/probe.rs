@@ -29,8 +29,20 @@ pub struct Probe {
     pub virtual_host: String,
     /// Whether it takes a connection of this user to this virtual host.
     pub amqp: Result<(), Trouble>,
-    /// Whether the management API answers, and what its clock says; `None`: it is switched off. The error is for people.
-    pub management: Option<Result<Option<SystemTime>, String>>,
+    pub management: ManagementProbe,
+}
+
+/// What there is to say of its management API.
+#[derive(Debug)]
+pub enum ManagementProbe {
+    /// It is not used.
+    Off,
+    Answers {
+        /// What its clock says, if it says that.
+        clock: Option<SystemTime>,
+    },
+    /// Why it does not answer, for people.
+    Fails(String),
 }
 
 /// Why it takes none.
@@ -71,8 +83,11 @@ pub async fn probe(options: &Options) -> Result<Probe, BadUrl> {
     let management = options.management(&endpoint)?;
     let asking = async {
         match &management {
-            Some(management) => Some(management.probe().await),
-            None => None,
+            None => ManagementProbe::Off,
+            Some(management) => match management.probe().await {
+                Ok(clock) => ManagementProbe::Answers { clock },
+                Err(problem) => ManagementProbe::Fails(problem),
+            },
         }
     };
     let (amqp, management) = tokio::join!(amqp(&endpoint), asking);

@@ -16,8 +16,9 @@ pub fn copy(delivery: &Delivery, queue: &str, next: Next, error: &ErrorDetail) -
     // The time to live was for waiting in the work queue; here it would lose the message.
     copy.ttl_ms = None;
     // The broker would route further copies by these.
-    copy.headers.remove("CC");
-    copy.headers.remove("BCC");
+    for name in header::COPIES {
+        copy.headers.remove(name);
+    }
     // Of a death before this one.
     copy.headers.remove(header::REASON);
     copy.headers.remove(header::DELAY_MS);

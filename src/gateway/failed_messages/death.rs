@@ -191,7 +191,8 @@ fn clean(message: &Message) -> Message {
 
 /// Headers that say how a message died, or that would send its copies astray.
 fn is_added(name: &str) -> bool {
-    matches!(name, X_DEATH | "CC" | "BCC")
+    name == X_DEATH
+        || header::COPIES.contains(&name)
         || header::COUNTERS.contains(&name)
         || ["x-first-death-", "x-last-death-", header::PREFIX]
             .iter()

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     broker::{Broker, Fate, OutcomeObserver},
     failed_message::{Attempt, FailedMessage, Status, Time, schedule::Policy},
-    finish::finish,
+    finish::{RuntimeEnded, to_the_end},
     message::{Message, Value, header},
     metrics::Metrics,
     store::{self, Filter, Group, Operation, QueueCounts, Sent, Stats, Store},
@@ -80,6 +80,12 @@ impl From<store::Error> for Error {
             store::Error::PageToken => Self::PageToken,
             error => Self::Store(error),
         }
+    }
+}
+
+impl From<RuntimeEnded> for Error {
+    fn from(_: RuntimeEnded) -> Self {
+        Self::Store(store::Error::Down)
     }
 }
 
@@ -489,13 +495,4 @@ fn of_operation(error: store::Error) -> Error {
         store::Error::NotFound => Error::NoOperation,
         error => error.into(),
     }
-}
-
-/// Carries something out even if the caller goes away.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    finish(work)
-        .await
-        .unwrap_or(Err(Error::Store(store::Error::Down)))
 }

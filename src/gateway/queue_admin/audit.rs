@@ -1,7 +1,7 @@
 //! The line in the log that each change has.
 
-use super::{Error, to_the_end};
-use crate::text;
+use super::Error;
+use crate::{finish::to_the_end, text};
 
 /// Bytes of a target or an error in an audit line. A name that is refused may be of any length.
 const MAX_NOTED: usize = 1024;

@@ -119,8 +119,8 @@ impl QueueAdmin {
     async fn list(&self) -> Result<Answer<Vec<QueueInfo>>, Error> {
         let admin = self.broker.admin();
         let (mut found, management) = match listed(admin.queues().await)? {
-            Ok(found) => (self.counted(found).await, Management::Up),
-            Err(management) => {
+            List::Whole(found) => (self.counted(found).await, Management::Up),
+            List::Unknown(management) => {
                 let known = self.known.queues().into_iter();
                 let asked = known.map(async |name| (self.ask(&name).await, name));
                 let forget = |name: &str| self.known.forget_queue(name);
@@ -264,8 +264,8 @@ impl QueueAdmin {
     pub(super) async fn all_exchanges(&self) -> Result<Answer<Vec<ExchangeInfo>>, Error> {
         let admin = self.broker.admin();
         let (found, management) = match listed(admin.exchanges().await)? {
-            Ok(found) => (found, Management::Up),
-            Err(management) => {
+            List::Whole(found) => (found, Management::Up),
+            List::Unknown(management) => {
                 let known = self.known.exchanges().into_iter();
                 let asked = known.map(async |name| (admin.exchange(&name).await, name));
                 let forget = |name: &str| self.known.forget_exchange(name);
@@ -316,14 +316,19 @@ fn open(of: &QueueCounts) -> u64 {
     of.counts.pending + of.counts.retrying + of.counts.failed
 }
 
+/// A list that only RabbitMQ's management API can give.
+pub(super) enum List<T> {
+    Whole(Vec<T>),
+    /// Why nobody can give it.
+    Unknown(Management),
+}
+
 /// Tells a list that nobody can give from one that failed.
-pub(super) fn listed<T>(
-    list: Result<Vec<T>, broker::Error>,
-) -> Result<Result<Vec<T>, Management>, broker::Error> {
+pub(super) fn listed<T>(list: Result<Vec<T>, broker::Error>) -> Result<List<T>, broker::Error> {
     match list {
-        Ok(list) => Ok(Ok(list)),
-        Err(broker::Error::ManagementOff) => Ok(Err(Management::Off)),
-        Err(broker::Error::ManagementDown(reason)) => Ok(Err(Management::Down(reason))),
+        Ok(list) => Ok(List::Whole(list)),
+        Err(broker::Error::ManagementOff) => Ok(List::Unknown(Management::Off)),
+        Err(broker::Error::ManagementDown(reason)) => Ok(List::Unknown(Management::Down(reason))),
         Err(error) => Err(error),
     }
 }

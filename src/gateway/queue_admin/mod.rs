@@ -35,7 +35,7 @@ use crate::{
         topology::{QueueDefaults, Topology, argument},
     },
     coalesce::Coalesced,
-    finish::finish,
+    finish::RuntimeEnded,
     names,
 };
 
@@ -73,6 +73,12 @@ impl From<broker::Error> for Error {
             }
             error => Self::Broker(error),
         }
+    }
+}
+
+impl From<RuntimeEnded> for Error {
+    fn from(_: RuntimeEnded) -> Self {
+        Self::Broker(broker::Error::Down)
     }
 }
 
@@ -176,15 +182,6 @@ fn note(management: &Management) -> String {
             "RabbitMQ's management API does not answer ({reason}): there are fewer figures, and only what this gateway knows of is listed"
         ),
     }
-}
-
-/// Carries work out, also when the caller goes away meanwhile.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    finish(work)
-        .await
-        .unwrap_or(Err(broker::Error::Down.into()))
 }
 
 /// A queue that is asked about.

@@ -140,7 +140,7 @@ async fn batch(fetch: &mut dyn Fetch, most: u64) -> Result<Vec<Delivery>, crate:
 /// The message as it is, but for what would send it elsewhere, and for what the publish itself writes.
 pub(super) fn copy_of(delivery: &Delivery) -> Message {
     let mut copy = delivery.message.clone();
-    for name in ["CC", "BCC"].iter().chain(&header::COUNTERS) {
+    for name in header::COPIES.iter().chain(&header::COUNTERS) {
         copy.headers.remove(*name);
     }
     // A copy has its own; a dead letter's record of the first one stays.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Error, QueueAdmin, fetchable, moving::copy_of, not_fetched, own_queue, to_the_end};
+use super::{Error, QueueAdmin, fetchable, moving::copy_of, not_fetched, own_queue};
 use crate::{
     broker::{self, Delivery, Fate, LinkState, Tag, admin::QueueInfo, topology::QueueKind},
+    finish::to_the_end,
     gateway::validate::Invalid,
     message::{Value, header},
 };

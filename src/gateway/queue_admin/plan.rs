@@ -2,7 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Error, QueueAdmin, audit::audited, figures::listed, note};
+use super::{
+    Error, QueueAdmin,
+    audit::audited,
+    figures::{List, listed},
+    note,
+};
 use crate::{
     broker::{
         self, Entity,
@@ -158,7 +163,10 @@ impl QueueAdmin {
 
     /// What there is of a topology.
     async fn look(&self, topology: &Topology) -> Result<There, Error> {
-        let bindings = listed(self.broker.admin().bindings().await)?;
+        let (bindings, management) = match listed(self.broker.admin().bindings().await)? {
+            List::Whole(bindings) => (Some(bindings), Management::Up),
+            List::Unknown(management) => (None, management),
+        };
         let (queues, exchanges) = tokio::join!(self.all_queues(), self.all_exchanges());
         let (mut queues, mut exchanges) = (queues?, exchanges?);
         // Where a list cannot be had, what is named is asked about; it is known from here on.
@@ -171,11 +179,7 @@ impl QueueAdmin {
             let (more, others) = tokio::join!(self.all_queues(), self.all_exchanges());
             (queues, exchanges) = (more?, others?);
         }
-        let notes = [
-            note(bindings.as_ref().err().unwrap_or(&Management::Up)),
-            queues.note,
-            exchanges.note,
-        ];
+        let notes = [note(&management), queues.note, exchanges.note];
         let temporary = self.look_at_temporary(topology, &queues.found).await?;
         let queues = queues.found.into_iter().chain(temporary);
         let exchanges = exchanges.found.into_iter();
@@ -186,7 +190,7 @@ impl QueueAdmin {
                 .into_iter()
                 .find(|note| !note.is_empty())
                 .unwrap_or_default(),
-            bindings: bindings.ok(),
+            bindings,
         })
     }
 }

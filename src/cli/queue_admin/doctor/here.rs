@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Finding, How, finding, ok, there};
 use crate::{
-    broker::rabbitmq::{self, Probe, Trouble},
+    broker::rabbitmq::{self, ManagementProbe, Probe, Trouble},
     cli::client::Server,
     config::Config,
     store::{self, OpenError},
@@ -25,19 +25,19 @@ pub(super) async fn broker(config: &Config) -> Vec<Finding> {
     };
     let mut findings = vec![amqp(&probe), encryption(options, &probe)];
     match probe.management {
-        None => findings.push(finding(
+        ManagementProbe::Off => findings.push(finding(
             "management API",
             How::Warning,
             "switched off (RABBITMQ_MANAGEMENT_PORT=0): lists, rates and alarms are missing",
         )),
-        Some(Err(problem)) => findings.push(finding(
+        ManagementProbe::Fails(problem) => findings.push(finding(
             "management API",
             How::Wrong,
             format!(
                 "{problem}. Is the plugin on (rabbitmq-plugins enable rabbitmq_management), and is RABBITMQ_MANAGEMENT_PORT or RABBITMQ_MANAGEMENT_URL right? RABBITMQ_MANAGEMENT_PORT=0 does without"
             ),
         )),
-        Some(Ok(clock)) => {
+        ManagementProbe::Answers { clock } => {
             findings.push(ok("management API", "it answers this user"));
             findings.extend(clock.map(|clock| compare("broker's clock", clock)));
         }
