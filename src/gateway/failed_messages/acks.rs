@@ -18,25 +18,25 @@ const WAITING: usize = 10_000;
 const BATCH: usize = 100;
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// What a consumer of this queue says who acks this message; `dropped`: by discarding it. `None`: it is no retry.
+pub fn of(queue: &str, message: &Message, dropped: bool) -> Option<Ack> {
+    let id = Uuid::parse_str(dead_letter::failed_id(message)?).ok()?;
+    Some(Ack {
+        id,
+        attempt: dead_letter::attempt(message),
+        dropped,
+        queue: queue.to_owned(),
+    })
+}
+
 /// Takes acks of retries.
 #[derive(Clone)]
 pub struct Acks(mpsc::Sender<Ack>);
 
 impl Acks {
-    /// A consumer of this queue acked this message; `dropped`: by discarding it. Messages that are no retries are nothing to it.
-    pub fn note(&self, queue: &str, message: &Message, dropped: bool) {
-        let Some(id) = dead_letter::failed_id(message) else {
-            return;
-        };
-        let Ok(id) = Uuid::parse_str(id) else {
-            return;
-        };
-        let ack = Ack {
-            id,
-            attempt: dead_letter::attempt(message),
-            dropped,
-            queue: queue.to_owned(),
-        };
+    /// The broker was told of it.
+    pub fn note(&self, ack: Ack) {
+        let id = ack.id;
         if self.0.try_send(ack).is_err() {
             tracing::warn!(%id, "too many acks of retries wait for the database; this message will be RESOLVED as ASSUMED, not as ACKED");
         }

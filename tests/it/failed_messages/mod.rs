@@ -4,3 +4,4 @@ mod bulk;
 mod crash;
 mod foreign_letters;
 mod life;
+mod lost_ack;

@@ -32,6 +32,7 @@ use crate::{
     broker::{Delivery, Ended, Subscription, Tag},
     failed_message::Time,
     gateway::message_log,
+    store::Ack,
     timer::until,
 };
 
@@ -82,6 +83,8 @@ pub(super) struct Session {
     log: SessionLog,
     /// With `auto_ack`: deliveries of the event that is with the transport.
     handed: Vec<Tag>,
+    /// Acks of retries that the broker is to be told of first.
+    resolved: Vec<Ack>,
     delivered: u64,
     phase: Phase,
     /// The client said its last word (half-close) and settles nothing more: what is under way is finished.
@@ -126,6 +129,7 @@ impl Session {
             quarantine: Quarantine::default(),
             log,
             handed: Vec::new(),
+            resolved: Vec::new(),
             delivered: 0,
             phase: Phase::Running,
             last_word: false,
@@ -380,6 +384,7 @@ impl Session {
             for tag in taken {
                 self.settled(tag, Settled::Automatic, now);
             }
+            self.note_resolved();
             self.release_held();
         }
         Ok(())

@@ -27,7 +27,7 @@ use crate::{
     broker::{Delivery, Tag},
     failed_message::Time,
     gateway::{
-        failed_messages::dead_letter,
+        failed_messages::{acks, dead_letter},
         message_log,
         subscriber::{
             dead_letters::NotStored,
@@ -211,6 +211,14 @@ impl Session {
         }
     }
 
+    /// The broker was told what is booked so far. Not before: should it never hear of an ack, the message comes again, and what
+    /// becomes of it then counts.
+    pub(super) fn note_resolved(&mut self) {
+        for ack in self.resolved.drain(..) {
+            self.service.acks.note(ack);
+        }
+    }
+
     /// Books an orderly settle, that was asked for at this time: whatever it says, the consumer lives.
     pub(super) fn settled(&mut self, tag: Tag, how: Settled, at: Time) {
         self.log_settled(tag, how, at);
@@ -218,8 +226,9 @@ impl Session {
             && let Some(delivery) = self.ledger.delivery(tag)
             && let Some(queue) = self.plan.queues.get(delivery.queue)
         {
-            let acks = &self.service.acks;
-            acks.note(queue, &delivery.message, how == Settled::Discard);
+            let dropped = how == Settled::Discard;
+            self.resolved
+                .extend(acks::of(queue, &delivery.message, dropped));
         }
         self.ledger.settle(tag, how);
         self.quarantine.relaxed = false;

@@ -96,6 +96,7 @@ impl Session {
                 .ack(&acked)
                 .await
                 .map_err(|ended| self.over(ended))?;
+            self.note_resolved();
         }
         if !requeued.is_empty() {
             self.subscription
