@@ -1,7 +1,7 @@
-//! gRPC: one file a `.proto`. Each converts in, calls the gateway, and converts out.
+//! gRPC: a file or folder a `.proto`. Each converts in, calls the gateway, and converts out.
 //!
-//! To add an rpc: write it in its `.proto`, implement it in the file of that name here on top of the file of that name in
-//! `gateway/`, and test it in `tests/it/`. A new service is added in [`routes`] and in `build.rs`.
+//! To add an rpc: write it in its `.proto`, implement it in the room of that name here, on top of the service of that
+//! name in `gateway/`, and test it in `tests/it/`. A new service is added in [`routes`], in `health.rs` and in `build.rs`.
 
 pub mod codec;
 pub mod convert;
