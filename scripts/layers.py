@@ -18,11 +18,17 @@ def module_of(path):
     return tuple(parts[:-1] if parts[-1] == "mod" else parts)
 
 
+# What must be read as one piece: raw texts, texts, characters, comments.
+PIECES = re.compile(
+    r'''b?r(#*)".*?"\1|b?"(?:\\.|[^"\\])*"|b?'(?:\\.[^']*|[^'\\])'|//[^\n]*|/\*.*?\*/''', re.S
+)
+
+
 def code_of(text):
     """Without comments, texts and unit tests, which may import whatever they need."""
-    text = re.sub(r"//[^\n]*", "", text)
-    text = re.sub(r'"(\\.|[^"\\])*"', '""', text)
-    return re.split(r"#\[cfg\(test\)\]\s*mod ", text)[0]
+    text = PIECES.sub("", text)
+    text = re.sub(r"#\[cfg\(test\)\]\s*mod \w+;", "", text)
+    return re.split(r"#\[cfg\(test\)\]\s*mod \w+ \{", text)[0]
 
 
 def expanded(tree, prefix=()):

@@ -328,7 +328,7 @@ impl Failure {
                 Reason::QueueDeleted,
                 format!("queue {queue:?} was deleted"),
             ),
-            End::ConsumerTimeout => Self::new(
+            End::ConsumerTimeout(_) => Self::new(
                 Code::FailedPrecondition,
                 Reason::ConsumerTimeout,
                 "a delivery was unsettled for longer than RabbitMQ's consumer_timeout (30 min by default), which extending its deadline does not change; what was unsettled returns to its queue. Subscribe again, with a smaller max_outstanding if deliveries wait for their turn; for longer work raise consumer_timeout in rabbitmq.conf",
@@ -420,7 +420,9 @@ impl From<failed_messages::Error> for Failure {
                 failure.unwrap_or_else(|| Self::broker_down("the copy is not confirmed"))
             }
             Error::NotWritten(fate, error) => Self {
-                message: "the copy is with the broker, or may be, and the database did not take that: the failed message is RETRYING until its lease ends (MESSAGE_RETRY_LEASE), and retried again after that unless it was edited; look at it then".to_owned(),
+                message: "the copy is with the broker, or may be, and the database did not take that: the failed message is RETRYING until its lease ends (MESSAGE_RETRY_LEASE), then what it was before, and FAILED if it was edited. Do not repeat this now: look at it then".to_owned(),
+                // Repeated, it would be sent twice.
+                retry_after: None,
                 publish_outcome: match fate {
                     Fate::Confirmed => Some("CONFIRMED"),
                     _ => Some("IN_DOUBT"),

@@ -322,8 +322,9 @@ pub struct Delivery {
 pub enum Ended {
     /// The queue of this index was deleted.
     QueueDeleted(usize),
-    /// A delivery was unsettled for longer than the broker allows; all that was unsettled returns to its queue.
-    ConsumerTimeout,
+    /// A delivery was unsettled for longer than the broker allows; all that was unsettled returns to its queue. Of the queue with this
+    /// index, if that is known.
+    ConsumerTimeout(Option<usize>),
     /// The link or channel broke; unsettled deliveries return to their queues.
     BrokerDown,
 }

@@ -196,7 +196,7 @@ pub(super) fn failed(status: &Status) -> Exit {
 pub(super) fn not_done(status: &Status) -> Exit {
     let doubtful = match info(status) {
         Some(info) => {
-            info.reason == "DEADLINE_EXCEEDED"
+            ["CONFIRM_LOST", "CONFIRM_TIMEOUT", "DEADLINE_EXCEEDED"].contains(&info.reason.as_str())
                 || matches!(
                     info.metadata.get(PUBLISH_OUTCOME).map(String::as_str),
                     // The broker has it, and nobody could write that down.

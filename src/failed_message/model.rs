@@ -38,6 +38,8 @@ enum Event {
     Reap,
     /// A person says that it is done.
     Close,
+    /// A person wants it retried when its turn comes.
+    Ask,
     Wait(i64),
 }
 
@@ -118,6 +120,13 @@ impl World {
                     let closed = row.close(self.now).is_ok();
                     prop_assert!(!(leased && closed), "its copy would be sent afterwards");
                     self.closed |= closed;
+                }
+            }
+            Event::Ask => {
+                if let Some(row) = &mut self.row
+                    && row.ask(self.now).is_ok()
+                {
+                    self.edited = false;
                 }
             }
             Event::Ack(copy, ours, steps) => self.ack(copy, ours, steps)?,
@@ -219,7 +228,7 @@ impl World {
         let (token, before) = (Uuid::new_v4(), row.clone());
         if row.claim(by, token, self.now, self.now + LEASE).is_ok() {
             prop_assert!(
-                by.is_for_one() || !self.edited,
+                by != By::Schedule || !self.edited,
                 "the original is sent besides an edited copy, and nobody asked for that"
             );
             self.edited = false;
@@ -373,6 +382,9 @@ impl World {
                 Event::Claim(By::Schedule),
                 Event::Publish(0, Fate::Confirmed),
                 Event::Write(0),
+                Event::Claim(By::Asked),
+                Event::Publish(0, Fate::Confirmed),
+                Event::Write(0),
             ];
             for event in &events {
                 self.happen(event)?;
@@ -389,7 +401,12 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Fate::InDoubt),
         1 => Just(Fate::Returned),
     ];
-    let by = prop_oneof![8 => Just(By::Schedule), 2 => Just(By::Person), 1 => Just(By::Edit)];
+    let by = prop_oneof![
+        8 => Just(By::Schedule),
+        2 => Just(By::Person),
+        1 => Just(By::Edit),
+        2 => Just(By::Asked),
+    ];
     let (some, often) = (any::<usize>(), prop::bool::weighted(0.8));
     let rarely = prop::bool::weighted(0.1);
     prop_oneof![
@@ -402,6 +419,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => some.prop_map(Event::Crash),
         3 => Just(Event::Reap),
         1 => Just(Event::Close),
+        1 => Just(Event::Ask),
         6 => prop_oneof![3 => Just(1_i64), 3 => Just(61), 1 => Just(1_000)].prop_map(Event::Wait),
     ]
 }

@@ -243,12 +243,19 @@ impl Store {
                 if state.lapse(work.now) {
                     work.save(row, &state, |_| {}).await?;
                     work.attempt_undone(&row.id, number).await?;
-                    tracing::warn!(
-                        id = row.id,
-                        queue = row.queue,
-                        status = %state.status,
-                        "a retry's lease is over, and nobody knows whether it was sent; PENDING, it will be sent again"
-                    );
+                    let (id, queue) = (&row.id, &row.queue);
+                    match state.status {
+                        Status::Pending => tracing::warn!(
+                            id,
+                            queue,
+                            "a retry's lease is over, and nobody knows whether it was sent; it will be sent again"
+                        ),
+                        _ => tracing::warn!(
+                            id,
+                            queue,
+                            "a retry's or an edit's lease is over, and nobody knows whether it was sent; the failed message is FAILED: look at it"
+                        ),
+                    }
                 }
             }
             rows.len()

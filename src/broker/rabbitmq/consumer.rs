@@ -38,6 +38,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>); it counts from when it sent what is taken later here.
 const HELD_LONG: Duration = Duration::from_secs(45);
 
+/// Arguments of a consumer.
+const STREAM_OFFSET: &str = "x-stream-offset";
+const PRIORITY: &str = "x-priority";
+
 /// What a consumer is sent, once the broker begins.
 type Consumer = Peekable<BoxStream<'static, lapin::Result<lapin::message::Delivery>>>;
 
@@ -117,20 +121,29 @@ fn arguments(subscribe: &Subscribe) -> FieldTable {
             StreamOffset::At(offset) => AMQPValue::LongLongInt(offset),
             StreamOffset::Time(seconds) => AMQPValue::Timestamp(seconds),
         };
-        arguments.insert("x-stream-offset".into(), offset);
+        arguments.insert(STREAM_OFFSET.into(), offset);
     }
     if subscribe.priority != 0 {
         let priority = AMQPValue::LongInt(subscribe.priority);
-        arguments.insert("x-priority".into(), priority);
+        arguments.insert(PRIORITY.into(), priority);
     }
     arguments
 }
 
-/// RabbitMQ has one code (406) for arguments of a consumer that the queue does not take.
+/// RabbitMQ has one code (406) for arguments of a consumer that the queue does not take, and for a stream that cannot be read now. What
+/// names the argument is about it; anything else stays what it is.
 fn of_arguments(error: Error, subscribe: &Subscribe) -> Error {
     match error {
-        Error::Differs { name, .. } if subscribe.offset.is_some() => Error::NotAStream { name },
-        Error::Differs { name, .. } if subscribe.priority != 0 => Error::IsAStream { name },
+        Error::Differs { name, detail, .. }
+            if subscribe.offset.is_some() && detail.contains(STREAM_OFFSET) =>
+        {
+            Error::NotAStream { name }
+        }
+        Error::Differs { name, detail, .. }
+            if subscribe.priority != 0 && detail.contains(PRIORITY) =>
+        {
+            Error::IsAStream { name }
+        }
         error => error,
     }
 }
@@ -154,7 +167,7 @@ fn tag(client_id: &str, index: usize) -> String {
 impl Running {
     fn take(&mut self, queue: usize, received: lapin::message::Delivery) -> Delivery {
         let tag = received.delivery_tag;
-        self.unsettled.push(tag);
+        self.unsettled.push(tag, queue);
         let delivery = convert::delivery(queue, received);
         if self.place.up.notes().take_repaired(self.channel.id(), tag)
             && let Some(queue) = self.queues.get(queue)
@@ -183,8 +196,8 @@ impl Running {
                 }
                 None => {
                     let name = self.queues.get(queue).cloned().unwrap_or_default();
-                    let otherwise = match self.unsettled.holds_longer_than(HELD_LONG) {
-                        true => Ended::ConsumerTimeout,
+                    let otherwise = match self.unsettled.holds_longer_than(HELD_LONG, queue) {
+                        true => Ended::ConsumerTimeout(Some(queue)),
                         false => Ended::BrokerDown,
                     };
                     let look = why_cancelled(self.place.up.clone(), queue, name, otherwise);
@@ -365,24 +378,24 @@ async fn why_cancelled(up: Up, queue: usize, name: String, otherwise: Ended) -> 
 /// The tags that the broker waits for. Tags of one channel count up from 1 without gaps, over all its consumers.
 #[derive(Debug, Default)]
 struct Unsettled {
-    /// And since when.
-    taken: BTreeMap<Tag, Instant>,
+    /// Of which queue, and since when.
+    taken: BTreeMap<Tag, (usize, Instant)>,
     /// Pushed by the broker and not taken yet, although a higher one was: of a queue that comes later in preference.
     skipped: BTreeSet<Tag>,
     highest: Tag,
 }
 
 impl Unsettled {
-    fn push(&mut self, tag: Tag) {
+    fn push(&mut self, tag: Tag, queue: usize) {
         self.skipped.remove(&tag);
         self.skipped.extend(self.highest + 1..tag);
         self.highest = self.highest.max(tag);
-        self.taken.insert(tag, Instant::now());
+        self.taken.insert(tag, (queue, Instant::now()));
     }
 
-    fn holds_longer_than(&self, time: Duration) -> bool {
+    fn holds_longer_than(&self, time: Duration, queue: usize) -> bool {
         let mut taken = self.taken.values();
-        taken.any(|since| since.elapsed() > time)
+        taken.any(|(of, since)| *of == queue && since.elapsed() > time)
     }
 
     fn take_out(&mut self, tags: &[Tag]) {
@@ -421,7 +434,7 @@ mod tests {
             for (take, count, index) in steps {
                 if take || taken.is_empty() {
                     for tag in order.by_ref().take(count) {
-                        unsettled.push(tag);
+                        unsettled.push(tag, 0);
                         taken.push(tag);
                     }
                     continue;

@@ -43,7 +43,7 @@ pub(super) fn ended(error: &lapin::Error) -> Ended {
     match soft(error) {
         // The other thing that RabbitMQ says with this code on a channel that only consumes is that it knows no such delivery tag. Ours
         // are those that it gave (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
-        Some(AMQPSoftError::PRECONDITIONFAILED) => Ended::ConsumerTimeout,
+        Some(AMQPSoftError::PRECONDITIONFAILED) => Ended::ConsumerTimeout(None),
         _ => Ended::BrokerDown,
     }
 }

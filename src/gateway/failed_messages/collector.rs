@@ -375,7 +375,7 @@ impl Collector {
             }
             match ended {
                 Some(Ended::QueueDeleted(_)) => return Pause::Missing,
-                Some(Ended::BrokerDown | Ended::ConsumerTimeout) => return Pause::Away,
+                Some(Ended::BrokerDown | Ended::ConsumerTimeout(_)) => return Pause::Away,
                 None if refused >= usize::from(BATCH) => return Pause::Away,
                 None => {}
             }

@@ -215,8 +215,8 @@ struct Reader {
     since: Time,
     /// When it was asked last, by the database's clock.
     last: Time,
-    /// What was seen, by the time of its change: the same again is no news.
-    seen: HashMap<Uuid, Time>,
+    /// What was seen, changed or deleted, and the time of that: the same again is no news.
+    seen: HashMap<(Uuid, bool), Time>,
 }
 
 struct Page {
@@ -245,13 +245,14 @@ impl Reader {
         let last = found.changes.last().map(|(at, _)| *at);
         let mut news = Vec::new();
         for (at, change) in found.changes {
-            let id = match &change {
-                Change::Changed(row) => row.id,
-                Change::Deleted(id) => *id,
+            let (id, deleted) = match &change {
+                Change::Changed(row) => (row.id, false),
+                Change::Deleted(id) => (*id, true),
             };
-            let known = self.seen.get(&id).is_some_and(|seen| *seen >= at);
+            // Not the later one: what waited for a row may change it last, and be dated before.
+            let known = self.seen.get(&(id, deleted)) == Some(&at);
             if !known && at >= began {
-                self.seen.insert(id, at);
+                self.seen.insert((id, deleted), at);
                 news.push(Arc::new(change));
             }
         }

@@ -163,8 +163,8 @@ pub enum End {
     Done,
     Invalid(Invalid),
     QueueDeleted(String),
-    /// A delivery was unsettled for longer than the broker allows.
-    ConsumerTimeout,
+    /// A delivery was unsettled for longer than the broker allows; of the queue with this index, if that is known.
+    ConsumerTimeout(Option<usize>),
     BrokerDown,
     /// What the broker sent does not fit into the memory, and cannot be asked for again.
     Overloaded,

@@ -500,7 +500,7 @@ impl Session {
     fn over(&self, ended: Ended) -> Over {
         Over::End(match ended {
             Ended::BrokerDown => End::BrokerDown,
-            Ended::ConsumerTimeout => End::ConsumerTimeout,
+            Ended::ConsumerTimeout(queue) => End::ConsumerTimeout(queue),
             Ended::QueueDeleted(index) => {
                 let queue = self.plan.queues.get(index).cloned();
                 End::QueueDeleted(queue.unwrap_or_default())
@@ -510,8 +510,8 @@ impl Session {
 
     /// Returns what is unsettled to its queue, and then tells the client how it ended.
     async fn close(mut self, over: Over) {
-        if matches!(over, Over::End(End::ConsumerTimeout)) {
-            self.timed_out();
+        if let Over::End(End::ConsumerTimeout(queue)) = over {
+            self.timed_out(queue);
         }
         // A copy that is stored while its original returns would be a duplicate; the copies under way are worth waiting for.
         while let Some(copy) = self.copies.next().await {

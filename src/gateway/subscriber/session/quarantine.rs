@@ -273,9 +273,13 @@ impl Session {
         self.quarantine.relaxed |= waiting;
     }
 
-    /// The broker ended the subscription because a delivery was unsettled for too long: it was the oldest.
-    pub(super) fn timed_out(&self) {
-        let oldest = self.ledger.unsettled().min();
+    /// The broker ended the subscription because a delivery was unsettled for too long: it was the oldest, of this queue if that is known.
+    pub(super) fn timed_out(&self, queue: Option<usize>) {
+        let is_of_it = |tag: &Tag| {
+            let delivery = self.ledger.delivery(*tag);
+            queue.is_none() || delivery.map(|delivery| delivery.queue) == queue
+        };
+        let oldest = self.ledger.unsettled().filter(is_of_it).min();
         for (_, key) in self.with_keys(oldest) {
             self.service.poison.record_timeout(key);
         }
