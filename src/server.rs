@@ -297,13 +297,16 @@ pub async fn run(
     let counter = Counter::new(&gateway, http.request_idle_timeout);
     let unread_until = stopping.clone();
     let connections = Listener::new(listener, &http, &metrics).connections();
-    let serving = Server::builder()
+    let mut server = Server::builder();
+    if let Some(age) = http.max_connection_age {
+        server = server.max_connection_age(age);
+    }
+    let serving = server
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(HEADER_LIST)
         .max_concurrent_streams(http.max_streams_per_connection)
-        .max_connection_age(http.max_connection_age)
         .http2_keepalive_interval(Some(http.keepalive_interval))
         .http2_keepalive_timeout(Some(http.keepalive_timeout))
         .layer(MapRequestLayer::new(connection::begun))

@@ -107,7 +107,8 @@ pub struct Http {
     /// How long a request that has begun may take to go on.
     pub request_idle_timeout: Duration,
     pub max_streams_per_connection: u32,
-    pub max_connection_age: Duration,
+    /// `None`: connections may grow as old as they like.
+    pub max_connection_age: Option<Duration>,
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
 }
@@ -319,7 +320,8 @@ fn http(reader: &mut Reader) -> Http {
         first_request_timeout: reader.duration("FIRST_REQUEST_TIMEOUT"),
         request_idle_timeout: reader.duration("REQUEST_IDLE_TIMEOUT"),
         max_streams_per_connection: reader.number("MAX_STREAMS_PER_CONNECTION"),
-        max_connection_age: reader.duration("MAX_CONNECTION_AGE"),
+        max_connection_age: Some(reader.duration("MAX_CONNECTION_AGE"))
+            .filter(|age| !age.is_zero()),
         keepalive_interval: reader.duration("KEEPALIVE_INTERVAL"),
         keepalive_timeout: reader.duration("KEEPALIVE_TIMEOUT"),
     }
@@ -529,6 +531,16 @@ mod tests {
         assert!(config.rabbitmq.is_none());
         assert_eq!(config.app.address.to_string(), "127.0.0.1:8011");
         assert_eq!(config.app.name, "messages-broker");
+    }
+
+    /// Clients of tonic's do not survive being asked while a stream of theirs is open.
+    #[test]
+    fn no_connection_is_asked_to_reconnect_unless_that_is_set() {
+        let age = |set: &[(&str, &str)]| read(set).expect("valid").http.max_connection_age;
+        assert_eq!(age(&[]), None);
+        let five_minutes = Duration::from_secs(300);
+        assert_eq!(age(&[("MAX_CONNECTION_AGE", "5m")]), Some(five_minutes));
+        assert_eq!(age(&[("MAX_CONNECTION_AGE", "0")]), None);
     }
 
     #[test]

@@ -270,8 +270,8 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(
         "MAX_CONNECTION_AGE",
-        "1h",
-        "After so long a connection is asked to reconnect, so that load spreads; streams may finish",
+        "0",
+        "After so long a connection is asked to reconnect, so that load spreads; its streams go on; 0: never. A client that opens no other connection for its next calls (tonic's) fails until its streams end",
     ),
     setting(
         "KEEPALIVE_INTERVAL",
