@@ -24,6 +24,13 @@ usage() {
 # The mark by which we know our own processes again.
 mark() { export COURTIER_INSTANCE="$dir"; }
 
+# Waits until all threads of a process have stopped: SIGSTOP is sent at once, and obeyed a little later.
+stands_still() {
+    while [[ -n $(grep -L '^State:[[:space:]]*[TtZX]' /proc/"$1"/task/*/status 2>/dev/null || true) ]]; do
+        sleep 0.01
+    done
+}
+
 # Is this process id still one that we started for DIR? Ids are reused; signals go to nobody else's process.
 ours() {
     [[ -n ${1:-} && -r /proc/$1/environ ]] || return 1
